@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from engine.errors import CheckpointError
 
@@ -173,7 +173,7 @@ class _Reader:
         if not _is_token(value, vocab_size):
             self.note(key, value, f"a token id, 0 to {vocab_size - 1}")
             return None
-        return int(value)
+        return value
 
     def fixed(self, key: str, default: object, allowed: tuple[object, ...], why: str) -> None:
         value = self.data.get(key, default)
@@ -188,7 +188,7 @@ class _Reader:
         return value
 
 
-def _is_token(value: object, vocab_size: int) -> bool:
+def _is_token(value: object, vocab_size: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size
 
 
