@@ -31,7 +31,7 @@ class IncrementalDetokenizer:
     Attributes:
         tokens: tokens pushed so far; those after a stop string's end are not counted.
         stopped: whether a stop string was completed; everything pushed later is ignored.
-        stop_tokens: tokens up to and including the one that completed the stop string; None before.
+        stop_token_count: tokens up to and including the one that completed the stop string; None before.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
@@ -42,7 +42,7 @@ class IncrementalDetokenizer:
         self._held = ""
         self.tokens = 0
         self.stopped = False
-        self.stop_tokens: int | None = None
+        self.stop_token_count: int | None = None
 
     def push(self, token_ids: Iterable[int]) -> str:
         """Adds tokens; returns the text that became certain with them."""
@@ -75,7 +75,7 @@ class IncrementalDetokenizer:
             return None
         trial = self._fork()
         trial.push(token_ids)
-        return None if trial.stop_tokens is None else trial.stop_tokens - self.tokens
+        return None if trial.stop_token_count is None else trial.stop_token_count - self.tokens
 
     def _release(self, text: str) -> str:
         """Adds characters behind the held ones; returns what cannot be part of a stop string any more."""
@@ -83,7 +83,7 @@ class IncrementalDetokenizer:
             completed = [matcher for matcher in self._matchers if matcher.advance(character)]
             if completed:
                 start = place + 1 - max(len(matcher.stop) for matcher in completed)
-                self.stopped, self.stop_tokens = True, self.tokens
+                self.stopped, self.stop_token_count = True, self.tokens
                 before = (self._held + text)[: len(self._held) + start]
                 self._held = ""
                 return before
@@ -98,7 +98,7 @@ class IncrementalDetokenizer:
         fork._decoder.setstate(self._decoder.getstate())
         fork._matchers = [matcher.fork() for matcher in self._matchers]
         fork._held, fork.tokens = self._held, self.tokens
-        fork.stopped, fork.stop_tokens = self.stopped, self.stop_tokens
+        fork.stopped, fork.stop_token_count = self.stopped, self.stop_token_count
         return fork
 
 

@@ -1,0 +1,31 @@
+"""What an operator may set about one engine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EngineConfig(BaseModel):
+    """Settings of one engine; every bound is checked at start."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Arithmetic type of weights and K/V; auto = float32, which is what a CPU is fastest in."
+    )
+    threads: int | None = Field(None, ge=1, description="Torch threads of the forward; null = torch's own choice.")
+    max_sequences: int = Field(256, ge=1, le=4096, description="Sequences that may hold K/V at the same time.")
+    max_waiting: int = Field(4096, ge=1, description="Requests that may wait; one more is refused.")
+    max_forward_tokens: int = Field(2048, ge=16, description="Slots of one forward: query tokens over all sequences.")
+    prefill_chunk: int = Field(256, ge=1, description="Most prompt tokens of one sequence in one forward.")
+    kv_tokens: int | None = Field(
+        None, ge=64, description="K/V capacity in tokens; null = what `kv_memory_fraction` of the free memory holds."
+    )
+    kv_memory_fraction: float = Field(0.3, gt=0, le=0.95, description="Share of free memory for K/V.")
+    max_kv_tokens: int = Field(262_144, ge=64, description="Upper bound of the capacity that is measured.")
+    prefix_reuse: bool = Field(True, description="Share K/V pages of equal prefixes between requests.")
+    flush_tokens: int = Field(16, ge=1, description="AR and self-speculation send at this many tokens,")
+    flush_ms: float = Field(50.0, ge=0, description="or after this many milliseconds, or at the end.")
+    cost_model: str | None = Field(None, description="File of a saved cost model to start from and to save to.")

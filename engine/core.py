@@ -1,0 +1,313 @@
+"""The engine's loop body: schedule -> run -> postprocess, without threads or asyncio.
+
+`EngineCore` owns all sequences and pages. One call of `step` is one forward.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from engine.batch import Segment
+from engine.decoding.canvas import open_canvas
+from engine.decoding.rung_choice import Load, TokensPerForward, choose_rungs
+from engine.events import Event
+from engine.kv_cache import PagePool, page_key, root_key
+from engine.plan import PlanEntry, Rung
+from engine.postprocess import Postprocessor, Work
+from engine.scheduler import Want, share_slots
+from engine.sequence import Phase, Sequence
+from engine.stats import Counters, EngineStats
+
+if TYPE_CHECKING:
+    from engine.config import EngineConfig
+    from engine.cost_model import ForwardCostModel
+    from engine.executor import Executor
+
+
+class EngineCore:
+    """All sequences of one engine, and the step that advances them."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        pool: PagePool,
+        cost_model: ForwardCostModel,
+        config: EngineConfig,
+        mask_token_id: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.executor = executor
+        self.pool = pool
+        self.cost_model = cost_model
+        self.config = config
+        self.mask_token_id = mask_token_id
+        self.clock = clock
+        self.meter = TokensPerForward()
+        self.counters = Counters()
+        self.postprocessor = Postprocessor(mask_token_id, self.counters, self.meter)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._mean_output = 64.0
+
+    @property
+    def idle(self) -> bool:
+        return not self.waiting and not self.running
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a sequence; it is admitted when there are pages for its prompt."""
+        self.waiting.append(sequence)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Forgets a sequence and frees its pages at once; nothing more is sent for it."""
+        if sequence.cancelled or sequence.finish_reason is not None:
+            return
+        sequence.cancelled = True
+        if sequence in self.running:
+            self._leave(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self.counters.finished["cancelled"] += 1
+
+    def step(self) -> list[tuple[Sequence, Event]]:
+        """One forward and what came of it."""
+        begun = self.clock()
+        events = self._cut_late(begun)
+        self._admit()
+        self._open_borders()
+        work = self._schedule(begun)
+        if work:
+            batch = self.executor.batch([item.segment for item in work])
+            started = self.clock()
+            logits = self.executor.run(batch)
+            ended = self.clock()
+            self.cost_model.observe(batch.query_tokens, batch.context_tokens, ended - started)
+            self._account(work, ended - started, batch.query_tokens)
+            events += self.postprocessor.apply(work, logits, ended)
+            for item in work:
+                self._share_pages(item.sequence)
+                if item.sequence.finish_reason is not None:
+                    self._leave(item.sequence)
+                    self._count_end(item.sequence)
+            self.counters.busy_s += self.clock() - begun
+        return events
+
+    def stats(self) -> EngineStats:
+        """A snapshot; other threads may ask for it at any time."""
+        counters = self.counters
+        running, waiting = list(self.running), list(self.waiting)
+        return EngineStats(
+            waiting=len(waiting),
+            running=len(running),
+            waiting_tokens=sum(sequence.prefill_target - sequence.cached for sequence in waiting),
+            pages_total=self.pool.total,
+            pages_in_use=self.pool.in_use(),
+            page_size=self.pool.page_size,
+            queue_s=self._queued_seconds([*running, *waiting]),
+            forwards=counters.forwards,
+            forward_s=counters.forward_s,
+            busy_s=counters.busy_s,
+            slots=dict(counters.slots),
+            generated_tokens=dict(counters.generated_tokens),
+            finished=dict(counters.finished),
+            denoise_steps=counters.denoise_steps,
+            draft_steps=counters.draft_steps,
+            prompt_tokens=counters.prompt_tokens,
+            prefix_hit_tokens=counters.prefix_hit_tokens,
+            preemptions=counters.preemptions,
+            rung_changes=counters.rung_changes,
+            tokens_per_forward=self.meter.to_dict(),
+            cost_model=self.cost_model.to_dict(),
+        )
+
+    def _cut_late(self, now: float) -> list[tuple[Sequence, Event]]:
+        """Ends sequences whose deadline passed and that asked to be cut there (`on_deadline: cut`)."""
+        events: list[tuple[Sequence, Event]] = []
+        for sequence in [*self.running, *self.waiting]:
+            if sequence.cut_at_s is None or now < sequence.cut_at_s:
+                continue
+            del sequence.tokens[sequence.prompt_tokens + sequence.settled :]
+            sequence.finish_reason = "length"
+            sequence.report.cut_at_deadline = True
+            events += self.postprocessor.finish(sequence, now)
+            if sequence in self.running:
+                self._leave(sequence)
+            else:
+                self.waiting.remove(sequence)
+            self.counters.finished["cut"] += 1
+        return events
+
+    def _admit(self) -> None:
+        """Takes waiting sequences in while there are places, and pages for what they have to read."""
+        while self.waiting and len(self.running) < self.config.max_sequences:
+            sequence = self.waiting[0]
+            pages, keys = self.pool.match(sequence.tokens[: sequence.prefill_target], sequence.cache_salt)
+            needed = self._pages_for(sequence.prefill_target + sequence.rung.block_length) - len(pages)
+            if needed > self.pool.available and self.running:
+                self.pool.release(pages)
+                return
+            self.waiting.popleft()
+            sequence.pages, sequence.page_keys = pages, keys
+            sequence.cached = len(pages) * self.pool.page_size
+            self.counters.prefix_hit_tokens += sequence.cached
+            if sequence.last_served < 0:
+                sequence.report.cached_prompt_tokens = sequence.cached
+                self.counters.prompt_tokens += sequence.prompt_tokens
+            self.running.append(sequence)
+
+    def _open_borders(self) -> None:
+        """Chooses rungs for sequences at a border and opens their canvases."""
+        borders = [sequence for sequence in self.running if sequence.at_border]
+        if not borders:
+            return
+        choices = self._choose_rungs() if any(not sequence.plan.pinned for sequence in borders) else {}
+        for sequence in borders:
+            plan = sequence.plan
+            if plan.schedule:
+                rung = plan.rung_at(sequence.settled)
+            elif plan.pinned:
+                rung = plan.ladder[0]
+            else:
+                rung = plan.ladder[choices[plan.ladder]]
+            self._use_rung(sequence, rung)
+            open_canvas(sequence, self.mask_token_id)
+
+    def _use_rung(self, sequence: Sequence, rung: Rung) -> None:
+        entries = sequence.report.plan
+        if not entries or entries[-1].rung.policy() != rung.policy():
+            entries.append(PlanEntry(sequence.settled if entries else 0, rung))
+            self.counters.rung_changes += len(entries) > 1
+        sequence.rung = rung
+
+    def _choose_rungs(self) -> dict[tuple[Rung, ...], int]:
+        """Prices the slots of the coming forwards and picks each open ladder's rung at that price."""
+        ladders: Counter[tuple[Rung, ...]] = Counter()
+        tokens = slots = context = 0.0
+        for sequence in self.running:
+            context += sequence.cached
+            if not sequence.plan.pinned and sequence.has_pending:
+                ladders[sequence.plan.ladder] += 1
+            elif sequence.has_pending:
+                tokens += self.meter.expected(sequence.rung)
+                slots += sequence.rung.block_length
+        cost = self.cost_model
+        load = Load(cost.base_s + cost.per_context_s * context, cost.slot_price_s(), tokens, slots)
+        return choose_rungs(ladders, load, self.meter)
+
+    def _schedule(self, now: float) -> list[Work]:
+        """Grants slots and finds pages for them, making room by preemption where it must."""
+        wants = [
+            Want(index, sequence.wanted_tokens(), sequence.reading, sequence.last_served, sequence.arrival_s)
+            for index, sequence in enumerate(self.running)
+        ]
+        order = list(self.running)
+        granted: set[int] = set()
+        work: list[Work] = []
+        for grant in share_slots(wants, self.config.max_forward_tokens, self.config.prefill_chunk):
+            sequence = order[grant.index]
+            if sequence not in self.running:
+                continue
+            granted.add(id(sequence))
+            if not self._ensure_pages(sequence, sequence.cached + grant.tokens, granted):
+                granted.discard(id(sequence))
+                continue
+            if sequence.first_served_s is None:
+                sequence.first_served_s = now
+                sequence.report.queue_ms = (now - sequence.arrival_s) * 1e3
+            sequence.last_served = self.counters.forwards
+            work.append(Work(sequence, segment(sequence, grant.tokens), sequence.phase))
+        return work
+
+    def _pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.pool.page_size)
+
+    def _ensure_pages(self, sequence: Sequence, end: int, granted: set[int]) -> bool:
+        """Gives the sequence pages up to token `end`, taking them from younger sequences if need be."""
+        missing = self._pages_for(end) - len(sequence.pages)
+        while missing > 0:
+            pages = self.pool.allocate(missing)
+            if pages is not None:
+                sequence.pages.extend(pages)
+                return True
+            younger = [
+                other
+                for other in self.running
+                if other.arrival_s > sequence.arrival_s and id(other) not in granted and other.pages
+            ]
+            if not younger:
+                return False
+            self._preempt(max(younger, key=lambda other: other.arrival_s))
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Drops a sequence's K/V; it waits in front, and reads its text again when there is room."""
+        self.running.remove(sequence)
+        self.pool.release(sequence.drop_cache())
+        sequence.report.preemptions += 1
+        self.counters.preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.pool.release(sequence.drop_cache())
+
+    def _count_end(self, sequence: Sequence) -> None:
+        self.counters.finished[sequence.finish_reason or "cancelled"] += 1
+        self._mean_output += 0.05 * (sequence.output_tokens - self._mean_output)
+
+    def _share_pages(self, sequence: Sequence) -> None:
+        """Makes pages findable whose every token is committed."""
+        size = self.pool.page_size
+        for index in range(len(sequence.page_keys), sequence.cached // size):
+            parent = sequence.page_keys[-1] if sequence.page_keys else root_key(sequence.cache_salt)
+            key = page_key(parent, sequence.tokens[index * size : (index + 1) * size])
+            sequence.page_keys.append(key)
+            self.pool.share(sequence.pages[index], key)
+
+    def _account(self, work: list[Work], duration_s: float, query_tokens: int) -> None:
+        counters = self.counters
+        counters.forwards += 1
+        counters.forward_s += duration_s
+        per_slot_ms = duration_s * 1e3 / query_tokens
+        for item in work:
+            tokens = len(item.segment.tokens)
+            item.sequence.report.forwards += 1
+            item.sequence.report.accelerator_ms += per_slot_ms * tokens
+            counters.slots[item.phase.value] += tokens
+
+    def _queued_seconds(self, sequences: Iterable[Sequence]) -> float:
+        """Predicted seconds of forwards until all of `sequences` are done.
+
+        Every slot is paid once; the base of a forward is shared by all that ride in it, so it is paid for as many
+        forwards as the longest sequence needs. Lengths: what recent answers had, at most max_tokens.
+        """
+        cost = self.cost_model
+        slots = longest = context = 0.0
+        for sequence in sequences:
+            expected = max(min(self._mean_output, sequence.limits.max_tokens) - sequence.output_tokens, 8.0)
+            forwards = expected / max(self.meter.expected(sequence.rung), 1e-3)
+            slots += sequence.prefill_target - sequence.cached + forwards * sequence.rung.block_length
+            context += forwards * len(sequence.tokens)
+            longest = max(longest, forwards)
+        return cost.base_s * longest + cost.per_token_s * slots + cost.per_context_s * context
+
+
+def segment(sequence: Sequence, tokens: int) -> Segment:
+    """The sequence's part of the next forward: a prompt chunk, a draft step, or the look at a canvas."""
+    start = sequence.cached
+    if sequence.phase is Phase.PREFILL:
+        end = start + tokens
+        last = end == sequence.prefill_target and not sequence.has_pending
+        return Segment(sequence.tokens[start:end], start, True, False, [tokens - 1] if last else [], sequence.pages)
+    canvas = sequence.canvas
+    if canvas is None:
+        raise RuntimeError(f"sequence {sequence.id} has no canvas")
+    if sequence.phase is Phase.DRAFT:
+        masked = [offset for offset, hidden in enumerate(canvas.masked) if hidden]
+        return Segment(canvas.tokens, start, False, sequence.rung.uses_draft_adapter, masked, sequence.pages)
+    # Without an audit only the last row matters: it yields the next pending token.
+    audited = sequence.rung.audit != "off"
+    wanted = list(range(len(canvas.tokens))) if audited else [len(canvas.tokens) - 1]
+    return Segment(canvas.tokens, start, True, False, wanted, sequence.pages)

@@ -1,0 +1,63 @@
+"""Opening a canvas at a border, and when its drafting is over."""
+
+from __future__ import annotations
+
+from engine.sequence import Canvas, Sequence
+
+
+def open_canvas(sequence: Sequence, mask_token_id: int) -> None:
+    """Puts pending at offset 0 and masks after it, for the block length of the sequence's rung.
+
+    The canvas is shorter only at the end of the context, and where a thinking budget ends inside it: then the forced
+    end-of-thinking token is the pending token of the next border.
+    """
+    length = min(sequence.rung.block_length, sequence.limits.context - sequence.cached)
+    forced = forced_offset(sequence)
+    if forced is not None:
+        length = min(length, forced - (sequence.output_tokens - 1))
+    length = max(length, 1)
+    sequence.canvas = Canvas(
+        tokens=[sequence.tokens[-1]] + [mask_token_id] * (length - 1),
+        masked=[False] + [True] * (length - 1),
+        masks_left=length - 1,
+    )
+
+
+def steps_left(sequence: Sequence, canvas: Canvas) -> int:
+    """K - i for the canvas's next draft step; a canvas shorter than its block still finishes within K steps."""
+    return max(min(sequence.rung.refinement_steps, len(canvas.tokens)) - canvas.step, 1)
+
+
+def usable_length(sequence: Sequence, canvas: Canvas) -> int:
+    """Canvas tokens that `max_tokens` leaves room for, pending included."""
+    return min(len(canvas.tokens), sequence.limits.max_tokens - (sequence.output_tokens - 1))
+
+
+def ending_length(sequence: Sequence, canvas: Canvas) -> int | None:
+    """Canvas tokens up to where the sequence ends inside this canvas, or None when it goes on.
+
+    It ends at the first stop id, or where `max_tokens` cuts, if no mask lies before that point (released rule,
+    contract 4.1 d). Drafts that AR verifies have no such rule.
+    """
+    first_mask = canvas.masked.index(True) if canvas.masks_left else len(canvas.tokens)
+    usable = usable_length(sequence, canvas)
+    stop_ids = sequence.limits.stop_ids
+    for offset in range(min(first_mask, usable)):
+        if canvas.tokens[offset] in stop_ids:
+            return offset + 1
+    # At exactly `usable` tokens the limit is met; a longer canvas is cut there.
+    return usable if first_mask >= usable and sequence.output_tokens - 1 + usable >= sequence.limits.max_tokens else None
+
+
+def forced_offset(sequence: Sequence) -> int | None:
+    """Output offset at which the end-of-thinking token is due, or None outside a budgeted thinking section."""
+    budget = sequence.limits.max_thinking_tokens
+    if budget is None or sequence.thinking_from is None:
+        return None
+    return sequence.thinking_from + budget
+
+
+def text_prefix(canvas: Canvas) -> list[int]:
+    """Tokens of the canvas before its first mask."""
+    first_mask = canvas.masked.index(True) if canvas.masks_left else len(canvas.tokens)
+    return canvas.tokens[:first_mask]

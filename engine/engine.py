@@ -1,0 +1,294 @@
+"""The engine: an asyncio face over the loop that runs in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator, Sequence as Seq
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.checkpoint.config import ModelConfig
+from engine.checkpoint.tokenizer import Tokenizer
+from engine.checkpoint.weights import load_draft_adapter, load_weights
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.cost_model import ForwardCostModel
+from engine.errors import CheckpointError, EngineStopped, QueueFull
+from engine.events import Event, Finished
+from engine.executor import Executor, page_count
+from engine.intake import Intake
+from engine.kv_cache import PagePool
+from engine.model.transformer import Transformer
+from engine.plan import Plan, Rung
+from engine.request import GenerationOptions
+from engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from engine.stats import EngineStats
+
+log = logging.getLogger("stepdial.engine")
+LADDER_FILE = "ladder.json"
+MAX_RUNGS = 8
+
+
+class _Stream:
+    """Where the loop leaves a sequence's events for the coroutine that reads them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.queue: asyncio.Queue[Event | BaseException] = asyncio.Queue()
+
+
+class Engine:
+    """Serves one checkpoint on one device.
+
+    `from_pretrained` loads; `start` runs the loop in a thread; `generate` streams events; `stop` ends it. Without
+    `start`, `run_sync` drives the same loop from the caller's thread (scripts, offline batches).
+
+    Attributes:
+        model_config: shapes and special ids. tokenizer: None for checkpoints of bare ids. ladder: the rungs saved
+            beside the checkpoint, best first. cost_model: time of a forward, fitted as the engine runs.
+    """
+
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        config: EngineConfig,
+        executor: Executor,
+        pool: PagePool,
+        tokenizer: Tokenizer | None = None,
+        ladder: tuple[Rung, ...] = (),
+        cost_model: ForwardCostModel | None = None,
+    ) -> None:
+        smallest = 4 * model_config.block_size
+        if config.max_forward_tokens < smallest:
+            raise ValueError(
+                f"max_forward_tokens is {config.max_forward_tokens}; allowed: at least {smallest} (four blocks)"
+            )
+        self.model_config = model_config
+        self.config = config
+        self.tokenizer = tokenizer
+        self.ladder = ladder
+        self.cost_model = cost_model or ForwardCostModel()
+        self.core = EngineCore(executor, pool, self.cost_model, config, model_config.mask_token_id)
+        capacity = min(model_config.max_position_embeddings, pool.total * pool.page_size)
+        self.intake = Intake(model_config, config, tokenizer, ladder, capacity)
+        self._streams: dict[Sequence, _Stream] = {}
+        self._inbox: deque[tuple[str, Sequence]] = deque()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._failure: BaseException | None = None
+        self._names = itertools.count()
+
+    @staticmethod
+    def from_pretrained(path: str | Path, config: EngineConfig | None = None) -> Engine:
+        """Loads a checkpoint directory. Raises CheckpointError with every problem found."""
+        config = config or EngineConfig()
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        path = Path(path)
+        model_config = ModelConfig.from_dir(path)
+        dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        weights = load_weights(path, model_config, dtype=dtype, device="cpu")
+        adapter = load_draft_adapter(path, model_config, dtype=dtype)
+        model = Transformer(model_config, weights, adapter)
+        page_size = model_config.block_size
+        pages = page_count(
+            config.kv_tokens,
+            page_size,
+            model_config.kv_bytes_per_token(dtype),
+            _free_memory_bytes(),
+            config.kv_memory_fraction,
+            config.max_kv_tokens,
+        )
+        return Engine(
+            model_config,
+            config,
+            Executor(model, pages, page_size),
+            PagePool(pages, page_size, config.prefix_reuse),
+            Tokenizer.from_dir(path),
+            load_ladder(path),
+            load_cost_model(config.cost_model),
+        )
+
+    def start(self) -> None:
+        """Starts the loop's thread. Does nothing if it runs."""
+        if self._thread is None:
+            self._stopping = False
+            self._thread = threading.Thread(target=self._run, name="stepdial-engine", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the loop; streams that are open end with EngineStopped. Saves the cost model where configured."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._stopping = True
+            self._wake.set()
+            thread.join()
+        if self.config.cost_model is not None:
+            Path(self.config.cost_model).write_text(json.dumps(self.cost_model.to_dict()), encoding="utf-8")
+
+    @property
+    def running(self) -> bool:
+        """Whether the loop's thread is alive and well."""
+        return self._thread is not None and self._thread.is_alive() and self._failure is None
+
+    async def generate(
+        self,
+        prompt_token_ids: Seq[int],
+        options: GenerationOptions | None = None,
+        plan: Plan | None = None,
+        request_id: str | None = None,
+    ) -> AsyncGenerator[Event, None]:
+        """Streams `Delta` events and one `Finished`; leaving the stream early frees the sequence within one forward.
+
+        Raises InvalidRequest before any forward, QueueFull, EngineStopped.
+        """
+        self._check_alive()
+        if len(self.core.waiting) + len(self._inbox) >= self.config.max_waiting:
+            raise QueueFull(f"{self.config.max_waiting} requests are waiting; try again later")
+        sequence = self._sequence(prompt_token_ids, options, plan, request_id)
+        stream = _Stream(asyncio.get_running_loop())
+        self._streams[sequence] = stream
+        self._post("add", sequence)
+        try:
+            while True:
+                event = await stream.queue.get()
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+                if isinstance(event, Finished):
+                    return
+        finally:
+            if self._streams.pop(sequence, None) is not None and sequence.finish_reason is None:
+                self._post("cancel", sequence)
+
+    def run_sync(
+        self, requests: Seq[tuple[Seq[int], GenerationOptions, Plan | None]]
+    ) -> Iterator[tuple[int, Event]]:
+        """Runs all requests in one batch on the caller's thread; yields (index of the request, event).
+
+        For engines whose loop was not started. Raises InvalidRequest on the first bad request, before any forward.
+        """
+        if self._thread is not None:
+            raise RuntimeError("the engine's loop is running; use generate()")
+        sequences = [self._sequence(prompt, options, plan, None) for prompt, options, plan in requests]
+        index_of = {sequence: index for index, sequence in enumerate(sequences)}
+        for sequence in sequences:
+            self.core.add(sequence)
+        while not self.core.idle:
+            for sequence, event in self.core.step():
+                yield index_of[sequence], event
+
+    def stats(self) -> EngineStats:
+        """A snapshot of queue, pages, counters and coefficients."""
+        return self.core.stats()
+
+    def _sequence(
+        self, prompt: Seq[int], options: GenerationOptions | None, plan: Plan | None, request_id: str | None
+    ) -> Sequence:
+        name = request_id or f"sequence-{next(self._names)}"
+        return self.intake.sequence(name, prompt, options or GenerationOptions(), plan, self.core.clock())
+
+    def _check_alive(self) -> None:
+        if self._failure is not None:
+            raise EngineStopped(f"the engine's loop died: {self._failure!r}")
+        if self._thread is None or self._stopping:
+            raise EngineStopped("the engine is not running; call start() first")
+
+    def _post(self, action: str, sequence: Sequence) -> None:
+        self._inbox.append((action, sequence))
+        self._wake.set()
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._read_inbox()
+                if self.core.idle:
+                    self._wake.wait(timeout=1.0)
+                    self._wake.clear()
+                else:
+                    self._deliver(self.core.step())
+            self._end_streams(EngineStopped("the engine was stopped"))
+        except BaseException as error:
+            log.exception("the engine's loop died")
+            self._failure = error
+            self._end_streams(EngineStopped(f"the engine's loop died: {error!r}"))
+
+    def _read_inbox(self) -> None:
+        while self._inbox:
+            action, sequence = self._inbox.popleft()
+            if action == "add":
+                self.core.add(sequence)
+            else:
+                self.core.cancel(sequence)
+
+    def _deliver(self, events: list[tuple[Sequence, Event]]) -> None:
+        """Hands events to their readers, waking each event loop once."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Event | BaseException]]] = {}
+        for sequence, event in events:
+            stream = self._streams.get(sequence)
+            if stream is not None:
+                by_loop.setdefault(stream.loop, []).append((stream, event))
+        for loop, batch in by_loop.items():
+            _call_in(loop, batch)
+
+    def _end_streams(self, error: BaseException) -> None:
+        for stream in list(self._streams.values()):
+            _call_in(stream.loop, [(stream, error)])
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, batch: list[tuple[_Stream, Event | BaseException]]) -> None:
+    def put() -> None:
+        for stream, event in batch:
+            stream.queue.put_nowait(event)
+
+    try:
+        loop.call_soon_threadsafe(put)
+    except RuntimeError:
+        # The reader's loop is closed: nobody waits for these events any more.
+        log.debug("dropped %d events of a closed loop", len(batch))
+
+
+def load_ladder(path: str | Path) -> tuple[Rung, ...]:
+    """The rungs saved beside a checkpoint, best first; empty without a file. Raises CheckpointError on a bad one."""
+    file = Path(path) / LADDER_FILE
+    if not file.is_file():
+        return ()
+    try:
+        rungs = tuple(Rung.from_dict(entry) for entry in json.loads(file.read_text(encoding="utf-8"))["rungs"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} is not a ladder: {error!r}") from None
+    if not 1 <= len(rungs) <= MAX_RUNGS:
+        raise CheckpointError(f"{file} has {len(rungs)} rungs; allowed: 1 to {MAX_RUNGS}")
+    return rungs
+
+
+def load_cost_model(file: str | Path | None) -> ForwardCostModel | None:
+    """A saved cost model, or None where there is no file yet. Raises CheckpointError on a bad one."""
+    if file is None or not Path(file).is_file():
+        return None
+    try:
+        return ForwardCostModel.from_dict(json.loads(Path(file).read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} is not a cost model: {error!r}") from None
+
+
+def _free_memory_bytes() -> int:
+    """Memory that the machine can still give, in bytes."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/meminfo has no MemAvailable line; set kv_tokens")
+
+

@@ -1,0 +1,58 @@
+"""Runs batches: owns the weights and the K/V tensor. One process, one device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engine.batch import Segment, build_batch
+
+if TYPE_CHECKING:
+    from engine.batch import ForwardBatch
+    from engine.model.transformer import Transformer
+
+
+class Executor:
+    """The model with its K/V memory.
+
+    Attributes:
+        kv: `[layers, 2, kv_heads, slots, head_dim]`; slots = pages * page_size, page 0 is the null page.
+    """
+
+    def __init__(self, model: Transformer, pages: int, page_size: int) -> None:
+        config = model.config
+        self.model = model
+        self.page_size = page_size
+        # Zeroed, because keys beyond a row's reach are multiplied by a weight of zero, which must stay zero.
+        self.kv = torch.zeros(
+            config.num_layers,
+            2,
+            config.num_kv_heads,
+            pages * page_size,
+            config.head_dim,
+            dtype=model.dtype,
+            device=model.device,
+        )
+
+    def batch(self, segments: list[Segment]) -> ForwardBatch:
+        """Lays out the next forward."""
+        config = self.model.config
+        return build_batch(segments, self.page_size, config.num_heads // config.num_kv_heads, self.model.dtype)
+
+    def run(self, batch: ForwardBatch) -> Tensor:
+        """One forward; returns float32 logits `[wanted, vocab]` in the order the segments asked for them."""
+        with torch.inference_mode():
+            hidden = self.model.forward(batch, self.kv)
+            if batch.wanted == 0:
+                return hidden.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
+            return self.model.logits(hidden, batch.logit_rows)[: batch.wanted].float()
+
+
+def page_count(
+    kv_tokens: int | None, page_size: int, bytes_per_token: int, free_bytes: int, fraction: float, most_tokens: int
+) -> int:
+    """Pages to allocate, the null page included: asked for, or what a share of the free memory holds."""
+    tokens = kv_tokens if kv_tokens is not None else min(int(free_bytes * fraction / bytes_per_token), most_tokens)
+    return max(-(-tokens // page_size), 1) + 1

@@ -1,0 +1,59 @@
+"""Rotary embedding with YaRN frequencies, and the Llama-4 query scale (contract 3.2 and 3.3)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from engine.checkpoint.config import RopeConfig
+
+
+def yarn_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
+    """Inverse frequencies `[head_dim / 2]` float32 of YaRN (arXiv 2309.00071, contract 3.2).
+
+    The attention factor is mscale(factor, mscale) / mscale(factor, mscale_all_dim), see `attention_factor`.
+    """
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    extrapolated = rope.theta**-exponent
+    interpolated = extrapolated / rope.factor
+
+    def correction(rotations: float) -> float:
+        turns = rope.original_max_position_embeddings / (rotations * 2 * math.pi)
+        return head_dim * math.log(turns) / (2 * math.log(rope.theta))
+
+    low = max(math.floor(correction(rope.beta_fast)), 0)
+    high = min(math.ceil(correction(rope.beta_slow)), head_dim - 1)
+    span = high - low if high != low else 0.001
+    ramp = ((torch.arange(head_dim // 2, dtype=torch.float64) - low) / span).clamp(0, 1)
+    return (interpolated * ramp + extrapolated * (1 - ramp)).float()
+
+
+def attention_factor(rope: RopeConfig) -> float:
+    """Scale of cos and sin: 1.0 for the released checkpoints, whose mscale and mscale_all_dim are both 1."""
+
+    def mscale(value: float) -> float:
+        return 1.0 if rope.factor <= 1 else 0.1 * value * math.log(rope.factor) + 1.0
+
+    return mscale(rope.mscale) / mscale(rope.mscale_all_dim)
+
+
+def rotary(positions: Tensor, frequencies: Tensor, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin `[tokens, 1, head_dim / 2]`, made in float32 and cast to `dtype` (contract 3.2)."""
+    angles = (positions.float()[:, None] * frequencies)[:, None]
+    return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates split halves of `x` `[tokens, heads, head_dim]`."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def query_scale(positions: Tensor, rope: RopeConfig, dtype: torch.dtype) -> Tensor:
+    """s(p) = 1 + beta * ln(1 + floor(p / original_max)) as `[tokens, 1, 1]` (contract 3.3)."""
+    periods = torch.div(positions, rope.original_max_position_embeddings, rounding_mode="floor")
+    return (1 + rope.llama_4_scaling_beta * torch.log1p(periods.float())).to(dtype)[:, None, None]

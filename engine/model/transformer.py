@@ -1,0 +1,132 @@
+"""The Ministral-3 style decoder of the family, as plain tensors and functions (contract 3.1).
+
+One `forward` serves every mode: the batch says per token where it stands, what it may see and whether the draft
+adapter applies. There is no mode switch in here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.model.rope import apply_rotary, attention_factor, query_scale, rotary, yarn_frequencies
+from kernels.attention import reach_attention
+
+if TYPE_CHECKING:
+    from engine.batch import ForwardBatch
+    from engine.checkpoint.config import ModelConfig
+    from engine.checkpoint.weights import DraftAdapter
+
+
+@dataclass(slots=True)
+class Layer:
+    """Weights of one decoder layer; q, k, v and gate, up are stacked so that each pair is one product."""
+
+    input_norm: Tensor  # [hidden]
+    qkv: Tensor  # [q_size + 2 kv_size, hidden]
+    output: Tensor  # [hidden, q_size]
+    post_norm: Tensor  # [hidden]
+    gate_up: Tensor  # [2 intermediate, hidden]
+    down: Tensor  # [hidden, intermediate]
+
+
+class Transformer:
+    """Embedding, decoder layers, final norm and the one head that AR and diffusion share."""
+
+    def __init__(
+        self, config: ModelConfig, weights: dict[str, Tensor], adapter: DraftAdapter | None = None
+    ) -> None:
+        """Takes the tensors of `load_weights` (they are popped, so that stacking holds no second copy)."""
+        self.config = config
+        self.adapter = adapter
+        self.embedding = weights.pop("encoder.embed_tokens.weight")  # [vocab, hidden]
+        self.norm = weights.pop("encoder.norm.weight")
+        self.head = weights.pop("diffusion_head.weight")
+        self.layers = [_layer(weights, f"encoder.layers.{index}.") for index in range(config.num_layers)]
+        device = self.embedding.device
+        self.frequencies = yarn_frequencies(config.rope, config.head_dim).to(device)
+        self.rope_factor = attention_factor(config.rope)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    def forward(self, batch: ForwardBatch, kv: Tensor) -> Tensor:
+        """Runs all tokens of a batch and writes their K/V.
+
+        Args:
+            batch: see `engine/batch.py`.
+            kv: `[layers, 2, kv_heads, slots, head_dim]`, written at the batch's slots before it is read.
+
+        Returns the last layer's output `[tokens, hidden]`, before the final norm.
+        """
+        config = self.config
+        heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
+        scale = dim**-0.5
+        eps = config.rms_norm_eps
+        cos, sin = rotary(batch.positions, self.frequencies, self.rope_factor, self.dtype)
+        stretch = None
+        if batch.last_position >= config.rope.original_max_position_embeddings:
+            stretch = query_scale(batch.positions, config.rope, self.dtype)
+        x = F.embedding(batch.token_ids, self.embedding)
+        for index, layer in enumerate(self.layers):
+            projected = F.linear(rms_norm(x, layer.input_norm, eps), layer.qkv).view(-1, heads + 2 * kv_heads, dim)
+            rotated = apply_rotary(projected[:, : heads + kv_heads], cos, sin)
+            query = rotated[:, :heads]
+            if stretch is not None:
+                query = query * stretch
+            cache = kv[index]
+            cache[0].index_copy_(1, batch.slots, rotated[:, heads:].transpose(0, 1))
+            cache[1].index_copy_(1, batch.slots, projected[:, heads + kv_heads :].transpose(0, 1))
+            attended = reach_attention(query, cache, batch.groups, scale)
+            x = x + self._output(index, layer, attended, batch.draft_rows, batch.draft_count)
+            gate, up = F.linear(rms_norm(x, layer.post_norm, eps), layer.gate_up).chunk(2, dim=-1)
+            x = x + F.linear(F.silu(gate) * up, layer.down)
+        return x
+
+    def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Final norm and head over the wanted `rows` `[r]` of `forward`'s result: `[r, vocab]`."""
+        return F.linear(rms_norm(hidden.index_select(0, rows), self.norm, self.config.rms_norm_eps), self.head)
+
+    def _output(
+        self, index: int, layer: Layer, attended: Tensor, draft_rows: Tensor | None, draft_count: int
+    ) -> Tensor:
+        """o_proj, with the low-rank draft weights added on draft rows only (contract 2.2)."""
+        out = F.linear(attended, layer.output)
+        if draft_rows is None or self.adapter is None:
+            return out
+        down, up = self.adapter.layers[index]
+        # The rows are padded like every product, so that their bits do not depend on how many drafts there are.
+        delta = F.linear(F.linear(attended.index_select(0, draft_rows).to(down.dtype), down), up)
+        delta = (delta * self.adapter.scale).to(out.dtype)
+        return out.index_add_(0, draft_rows[:draft_count], delta[:draft_count])
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last axis: statistics in float32, cast back, then the weight (contract 3.1)."""
+    if x.dtype is torch.float32:
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def _layer(weights: dict[str, Tensor], prefix: str) -> Layer:
+    def take(name: str) -> Tensor:
+        return weights.pop(f"{prefix}{name}.weight")
+
+    return Layer(
+        input_norm=take("input_layernorm"),
+        qkv=torch.cat([take(f"self_attn.{name}_proj") for name in "qkv"]),
+        output=take("self_attn.o_proj"),
+        post_norm=take("post_attention_layernorm"),
+        gate_up=torch.cat([take("mlp.gate_proj"), take("mlp.up_proj")]),
+        down=take("mlp.down_proj"),
+    )

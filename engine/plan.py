@@ -1,0 +1,210 @@
+"""Rungs, ladders and plans: what a request may do, what was decided for it, and what it did.
+
+The words are those of the design; the rules are those of `requests.md` sections 1 and 5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+
+class Decoding(StrEnum):
+    """How a block is made. `auto` exists in requests only: a rung always names one of these."""
+
+    AR = "ar"
+    DIFFUSION = "diffusion"
+    SELF_SPECULATION = "self_speculation"
+
+
+Audit = str | float
+"""`"off"`, `"score"`, `"exact"`, or a tolerance in (0, 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One way to decode: the policy (block length n, steps K, audit) of every mode.
+
+    Attributes:
+        decoding: the mode's name. AR has `block_length` 1.
+        block_length: tokens of a canvas, the seed included (1..block_size).
+        refinement_steps: K, the most denoise or draft steps of a block (1..block_length); the masks of a
+            block are gone after K steps whatever the confidences are.
+        threshold: commit early what is at least this confident; None = never early.
+        audit: what the causal pass over a finished block does besides writing K/V.
+        expected_quality: 0..1 as calibrated (lower confidence bound), None where nothing was measured.
+        expected_tokens_per_forward: as calibrated, commits and verifies counted; None where nothing was measured.
+    """
+
+    decoding: Decoding
+    block_length: int = 1
+    refinement_steps: int = 1
+    threshold: float | None = None
+    audit: Audit = "off"
+    expected_quality: float | None = None
+    expected_tokens_per_forward: float | None = None
+
+    @property
+    def is_diffusion(self) -> bool:
+        return self.decoding is Decoding.DIFFUSION
+
+    @property
+    def exact(self) -> bool:
+        """Whether every token is the one AR would have chosen."""
+        return self.decoding is not Decoding.DIFFUSION or self.audit == "exact"
+
+    @property
+    def uses_draft_adapter(self) -> bool:
+        return self.decoding is Decoding.SELF_SPECULATION
+
+    @property
+    def tolerance(self) -> float | None:
+        """The audit's tolerance t, or None when the audit is a word."""
+        return self.audit if isinstance(self.audit, float) else None
+
+    def policy(self) -> tuple[Decoding, int, int, float | None, Audit]:
+        """What defines the rung, without what is expected of it."""
+        return (self.decoding, self.block_length, self.refinement_steps, self.threshold, self.audit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, as in `ladder.json` and between deployments."""
+        return {**asdict(self), "decoding": self.decoding.value}
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Rung:
+        """The inverse of `to_dict`; unknown keys (`from_token` of a plan entry) are ignored."""
+        known = {name: data[name] for name in Rung.__dataclass_fields__ if name in data}
+        known["decoding"] = Decoding(known["decoding"])
+        if known.get("refinement_steps") is None:
+            known["refinement_steps"] = 1
+        return Rung(**known)
+
+
+AR = Rung(Decoding.AR, expected_tokens_per_forward=1.0)
+"""Ordinary autoregressive decoding."""
+
+
+def self_speculation(block_length: int, threshold: float | None = None) -> Rung:
+    """Diffusion drafts that AR verifies. Threshold None or 0: one draft forward (contract 4.4)."""
+    iterative = threshold is not None and threshold > 0
+    return Rung(
+        Decoding.SELF_SPECULATION,
+        block_length=block_length,
+        refinement_steps=block_length if iterative else 1,
+        threshold=threshold if iterative else None,
+        audit="exact",
+    )
+
+
+def diffusion(
+    block_length: int, refinement_steps: int | None = None, threshold: float | None = None, audit: Audit = "off"
+) -> Rung:
+    """Block diffusion. Without a step budget K = block_length, the released schedule (contract 4.1, 4.2)."""
+    steps = block_length if refinement_steps is None else min(refinement_steps, block_length)
+    return Rung(Decoding.DIFFUSION, block_length, max(1, steps), threshold, audit)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A ladder, the rung to start on, and what was promised.
+
+    Attributes:
+        ladder: rungs from best to fastest; the engine moves inside it, at borders, and never leaves it.
+        start: index of the rung to start on.
+        schedule: `(from_token, rung)` pairs of a pinned `plan` field, which replaces the ladder; from_token counts
+            output tokens.
+        predicted_p95_ms: the planner's prediction, arrival to last byte; None without one.
+        slo_ms: total latency asked for; None without one.
+        reason: one sentence on what was chosen and why.
+    """
+
+    ladder: tuple[Rung, ...] = (AR,)
+    start: int = 0
+    schedule: tuple[tuple[int, Rung], ...] = ()
+    predicted_p95_ms: float | None = None
+    slo_ms: float | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.ladder:
+            raise ValueError("a plan needs at least one rung")
+        if not 0 <= self.start < len(self.ladder):
+            raise ValueError(f"start {self.start} is outside a ladder of {len(self.ladder)} rungs")
+
+    @property
+    def pinned(self) -> bool:
+        """Whether nothing is left to the engine."""
+        return len(self.ladder) == 1 or bool(self.schedule)
+
+    @property
+    def first(self) -> Rung:
+        return self.schedule[0][1] if self.schedule else self.ladder[self.start]
+
+    def rung_at(self, output_tokens: int) -> Rung:
+        """The scheduled rung at a border with so many output tokens (pinned `plan` only)."""
+        current = self.schedule[0][1]
+        for from_token, rung in self.schedule:
+            if from_token <= output_tokens:
+                current = rung
+        return current
+
+    def with_prediction(self, predicted_p95_ms: float | None, slo_ms: float | None, reason: str) -> Plan:
+        return replace(self, predicted_p95_ms=predicted_p95_ms, slo_ms=slo_ms, reason=reason)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "ladder": [rung.to_dict() for rung in self.ladder],
+            "start": self.start,
+            "schedule": [{"from_token": at, **rung.to_dict()} for at, rung in self.schedule],
+            "predicted_p95_ms": self.predicted_p95_ms,
+            "slo_ms": self.slo_ms,
+            "reason": self.reason,
+        }
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Plan:
+        return Plan(
+            ladder=tuple(Rung.from_dict(rung) for rung in data["ladder"]),
+            start=data["start"],
+            schedule=tuple((entry["from_token"], Rung.from_dict(entry)) for entry in data.get("schedule", ())),
+            predicted_p95_ms=data.get("predicted_p95_ms"),
+            slo_ms=data.get("slo_ms"),
+            reason=data.get("reason", ""),
+        )
+
+
+@dataclass(slots=True)
+class PlanEntry:
+    """One entry of the answer's `plan`: the rung in use from an output token on."""
+
+    from_token: int
+    rung: Rung
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as an answer shows it; the step budget is null outside diffusion (`requests.md` section 6)."""
+        rung = self.rung
+        return {
+            "from_token": self.from_token,
+            "decoding": rung.decoding.value,
+            "block_length": rung.block_length,
+            "refinement_steps": rung.refinement_steps if rung.is_diffusion else None,
+            "threshold": rung.threshold,
+            "audit": rung.audit,
+        }
+
+
+def audit_value(value: object) -> Audit:
+    """Checks an `audit` value; raises ValueError with what is allowed."""
+    if isinstance(value, str) and value in ("off", "score", "exact"):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and 0 < value < 1:
+        return float(value)
+    raise ValueError("allowed: 'off', 'score', 'exact', or a number between 0 and 1 (both excluded)")
+
+
+def exact_rungs(ladder: Sequence[Rung]) -> tuple[Rung, ...]:
+    """The rungs of a ladder whose tokens are AR's own."""
+    return tuple(rung for rung in ladder if rung.exact)

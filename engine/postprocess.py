@@ -1,0 +1,226 @@
+"""From logits to sequences: choose tokens, unmask canvases, audit finished blocks, settle, send.
+
+The last third of a step. Everything that changes a sequence's tokens is reached from `apply`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engine.batch import Segment
+from engine.decoding.audit import kept_tokens
+from engine.decoding.border import append_tokens, cut_at_limits, keep_within_thinking, set_pending
+from engine.decoding.canvas import ending_length, text_prefix
+from engine.decoding.choice import Choice, RowBlock, choose
+from engine.decoding.unmask import unmask_canvases
+from engine.events import Event, Finished
+from engine.sampling import Stage
+from engine.sequence import Canvas, Phase, Sequence
+
+if TYPE_CHECKING:
+    from engine.decoding.rung_choice import TokensPerForward
+    from engine.stats import Counters
+
+Observer = Callable[[str, str, list[int | None]], None]
+"""Called with (sequence id, "draft" | "look", canvas with None for masks | tokens that were kept)."""
+
+
+@dataclass(slots=True)
+class Work:
+    """One sequence's part of the forward that just ran, and what it was."""
+
+    sequence: Sequence
+    segment: Segment
+    phase: Phase
+
+
+class Postprocessor:
+    """Applies a forward's logits to its sequences."""
+
+    def __init__(self, mask_token_id: int, counters: Counters, meter: TokensPerForward) -> None:
+        self.mask_token_id = mask_token_id
+        self.counters = counters
+        self.meter = meter
+        self.observer: Observer | None = None
+
+    def apply(self, work: list[Work], logits: Tensor, now: float) -> list[tuple[Sequence, Event]]:
+        """Advances every sequence of the forward; returns what is to be sent.
+
+        Args:
+            logits: float32 `[wanted, vocab]`, segment after segment. now: engine clock, seconds.
+        """
+        blocks = [_row_block(item) for item in work]
+        choice = choose(logits, blocks, self.mask_token_id)
+        first_row = 0
+        drafts: list[tuple[Work, int]] = []
+        looks: list[tuple[Work, int]] = []
+        for item, block in zip(work, blocks, strict=True):
+            (drafts if item.phase is Phase.DRAFT else looks).append((item, first_row))
+            first_row += block.rows
+        if drafts:
+            self._draft(drafts, choice)
+        tokens: list[int] = choice.tokens.tolist() if looks else []
+        for item, row in looks:
+            picks = tokens[row : row + len(item.segment.wanted)]
+            if item.phase is Phase.PREFILL:
+                self._prefill(item, picks, choice, row)
+            else:
+                self._look(item, picks, logits, choice, row)
+        events: list[tuple[Sequence, Event]] = []
+        for item in work:
+            sequence = item.sequence
+            if sequence.canvas is None and sequence.has_pending:
+                events.extend(self.settle(sequence, now))
+        return events
+
+    def settle(self, sequence: Sequence, now: float) -> list[tuple[Sequence, Event]]:
+        """Moves decided tokens to the output of a sequence at a border or at its end, and sends what is due."""
+        ended = sequence.finish_reason is not None
+        # Diffusion shows pending with its block; AR and self-speculation show it at once.
+        decided = sequence.output_tokens - (1 if sequence.rung.is_diffusion and not ended else 0)
+        if decided > sequence.settled:
+            start = sequence.prompt_tokens
+            fresh = sequence.tokens[start + sequence.settled : start + decided]
+            self.counters.generated_tokens[sequence.rung.decoding.value] += len(fresh)
+            sequence.settled = decided
+            kept = sequence.out.push(fresh)
+            if kept is not None:
+                del sequence.tokens[start + kept :]
+                sequence.settled = kept
+                sequence.finish_reason = "stop"
+        if sequence.finish_reason is not None:
+            return self.finish(sequence, now)
+        if sequence.out.due(now, whole_blocks=sequence.rung.is_diffusion):
+            _note_first_text(sequence, now)
+            return [(sequence, sequence.out.take(now))]
+        return []
+
+    def finish(self, sequence: Sequence, now: float) -> list[tuple[Sequence, Event]]:
+        """The last events of a sequence whose `finish_reason` is set."""
+        if sequence.finish_reason is None:
+            raise RuntimeError(f"sequence {sequence.id} has no finish reason")
+        sequence.out.finish()
+        events: list[tuple[Sequence, Event]] = []
+        if sequence.out.has_unsent:
+            _note_first_text(sequence, now)
+            events.append((sequence, sequence.out.take(now)))
+        report = sequence.report
+        report.completion_tokens = sequence.settled
+        report.latency_ms = (now - sequence.arrival_s) * 1e3
+        if sequence.score and sequence.logprob_count:
+            report.audit_logprob = sequence.logprob_sum / sequence.logprob_count
+        events.append((sequence, Finished(sequence.finish_reason, report)))
+        return events
+
+    def _prefill(self, item: Work, picks: list[int], choice: Choice, row: int) -> None:
+        sequence = item.sequence
+        sequence.cached = item.segment.end
+        if picks:
+            if sequence.score:
+                _add_logprob(sequence, math.log(float(choice.confidence[row])))
+            set_pending(sequence, picks[0])
+            cut_at_limits(sequence, 0)
+
+    def _draft(self, drafts: list[tuple[Work, int]], choice: Choice) -> None:
+        unmask_canvases([(item.sequence, item.segment.wanted, row) for item, row in drafts], choice)
+        for item, _ in drafts:
+            sequence = item.sequence
+            canvas = sequence.canvas
+            if canvas is None:
+                raise RuntimeError(f"sequence {sequence.id} drafted without a canvas")
+            canvas.step += 1
+            sequence.block_forwards += 1
+            if sequence.rung.is_diffusion:
+                sequence.report.denoise_steps += 1
+                self.counters.denoise_steps += 1
+            else:
+                sequence.report.draft_steps += 1
+                self.counters.draft_steps += 1
+            if self.observer is not None:
+                shown = [None if hidden else token for token, hidden in zip(canvas.tokens, canvas.masked, strict=True)]
+                self.observer(sequence.id, "draft", shown)
+            if sequence.rung.is_diffusion:
+                self._end_inside(sequence, canvas)
+
+    def _end_inside(self, sequence: Sequence, canvas: Canvas) -> None:
+        """Closes a canvas in which the sequence ends: nothing after that point is wanted, and no K/V either."""
+        end = ending_length(sequence, canvas)
+        if end is None and sequence.out.stop_strings:
+            # Pending, the canvas's first token, is settled already after AR and self-speculation.
+            first = 1 if sequence.settled == sequence.output_tokens else 0
+            reached = sequence.out.tokens_to_stop(text_prefix(canvas)[first:])
+            end = None if reached is None else first + reached
+        if end is None:
+            return
+        canvas.tokens = canvas.tokens[:end]
+        canvas.masked = canvas.masked[:end]
+        canvas.masks_left = 0
+        if sequence.rung.audit == "off" and keep_within_thinking(sequence, canvas.tokens[1:]) == end - 1:
+            first_new = sequence.output_tokens
+            append_tokens(sequence, canvas.tokens[1:])
+            sequence.canvas = None
+            sequence.report.blocks += 1
+            sequence.block_forwards = 0
+            cut_at_limits(sequence, first_new)
+
+    def _look(self, item: Work, picks: list[int], logits: Tensor, choice: Choice, row: int) -> None:
+        sequence, canvas, rung = item.sequence, item.sequence.canvas, item.sequence.rung
+        if canvas is None:
+            raise RuntimeError(f"sequence {sequence.id} looked without a canvas")
+        length = len(canvas.tokens)
+        ratios: list[float] | None = None
+        logprobs: list[float] | None = None
+        if len(picks) == length and length > 1 and (rung.tolerance is not None or rung.audit == "score"):
+            rows = logits[row : row + length - 1]
+            chosen = rows.gather(1, torch.tensor(canvas.tokens[1:])[:, None])[:, 0]
+            logprobs = (chosen - rows.logsumexp(-1)).tolist()
+            ratios = (chosen - rows.max(-1).values).tolist()
+        kept = length if len(picks) < length else kept_tokens(canvas.tokens, picks, ratios, rung.audit)
+        fitting = 1 + keep_within_thinking(sequence, canvas.tokens[1:kept])
+        kept = min(kept, fitting)
+        pick = picks[kept - 1] if len(picks) == length else picks[-1]
+        if sequence.score:
+            settled = choice.confidence[row : row + len(picks)].log().tolist()
+            if logprobs is not None:
+                settled[: kept - 1] = logprobs[: kept - 1]
+            # Without an audit only the last row was computed: it judges the next pending token alone.
+            for value in settled[:kept] if len(picks) == length else settled:
+                _add_logprob(sequence, value)
+        first_new = sequence.output_tokens
+        append_tokens(sequence, canvas.tokens[1:kept])
+        sequence.cached += kept
+        sequence.canvas = None
+        sequence.block_forwards += 1
+        sequence.report.blocks += 1
+        self.meter.observe(rung, kept, sequence.block_forwards)
+        sequence.block_forwards = 0
+        set_pending(sequence, pick)
+        if self.observer is not None:
+            self.observer(sequence.id, "look", list(sequence.tokens[-kept:]))
+        cut_at_limits(sequence, first_new)
+
+
+def _row_block(item: Work) -> RowBlock:
+    """Where the rows of a segment choose: a draft row its own position, a causal row the one after it."""
+    sequence, segment = item.sequence, item.segment
+    if item.phase is Phase.DRAFT:
+        stage = Stage.DENOISE if sequence.rung.is_diffusion else Stage.DRAFT
+        step = sequence.canvas.step if sequence.canvas is not None else 0
+        return RowBlock(sequence, segment.start, segment.wanted, stage, step)
+    return RowBlock(sequence, segment.start + 1, segment.wanted, Stage.CAUSAL, 0)
+
+
+def _add_logprob(sequence: Sequence, value: float) -> None:
+    sequence.logprob_sum += value
+    sequence.logprob_count += 1
+
+
+def _note_first_text(sequence: Sequence, now: float) -> None:
+    if sequence.report.ttft_ms is None:
+        sequence.report.ttft_ms = (now - sequence.arrival_s) * 1e3

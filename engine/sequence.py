@@ -1,0 +1,157 @@
+"""One sequence's life: prefill -> (denoise | draft)* -> look -> border -> ... -> finished.
+
+`cached` tokens have causal K/V over clean text. At a border one more token, `pending`, is known and has none. Opening
+a canvas puts pending at its first place and masks after it; K draft steps fill the masks; the look is the causal pass
+over the canvas that writes K/V, judges the draft (audit) and yields the next pending token. AR is a canvas of one
+token, which has nothing to draft (design section 4, `requests.md` section 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from engine.events import FinishReason, Report
+from engine.output import Output
+from engine.plan import Plan, Rung
+
+
+class Phase(Enum):
+    """What the next forward does for a sequence."""
+
+    PREFILL = "prefill"
+    DRAFT = "draft"
+    LOOK = "look"
+
+
+@dataclass(slots=True)
+class Limits:
+    """Where a sequence ends, and what may not be chosen before.
+
+    Attributes:
+        max_tokens, min_tokens: bounds of output tokens; EOS and stop ids are banned below min_tokens.
+        stop_ids: EOS and the request's stop ids (without EOS under `ignore_eos`).
+        max_thinking_tokens: budget inside thinking; None = none. think_open, think_close: the marker ids.
+        context: most tokens that prompt and output may have together.
+    """
+
+    max_tokens: int
+    min_tokens: int
+    stop_ids: frozenset[int]
+    context: int
+    max_thinking_tokens: int | None = None
+    think_open: int = -1
+    think_close: int = -1
+
+
+@dataclass(slots=True)
+class Sampling:
+    """How tokens are chosen (`requests.md` section 3)."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+@dataclass(slots=True)
+class Canvas:
+    """The block in work: `tokens[0]` is pending; whether a slot is masked is a flag, never a comparison of ids."""
+
+    tokens: list[int]
+    masked: list[bool]
+    masks_left: int
+    step: int = 0
+    closed: bool = False
+
+    @property
+    def drafting(self) -> bool:
+        return self.masks_left > 0 and not self.closed
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """State of one sequence. Owned and changed by the engine's loop alone.
+
+    Attributes:
+        tokens: prompt and output; from the first border on the last one is pending.
+        cached: leading tokens with K/V. pages: the K/V pages, in order. page_keys: hash chain of its full pages.
+        settled: output tokens that are decided and may be shown (pending is shown late by diffusion).
+        score: whether log p_AR of the output is wanted. cut_at_s: deadline at which the text is cut, engine clock.
+        thinking_from: output offset at which an open thinking section began, else None.
+        last_served: number of the last forward it took part in. block_forwards: forwards spent on the open block.
+    """
+
+    id: str
+    tokens: list[int]
+    prompt_tokens: int
+    sampling: Sampling
+    limits: Limits
+    plan: Plan
+    rung: Rung
+    out: Output
+    report: Report
+    arrival_s: float
+    cache_salt: str | None = None
+    score: bool = False
+    cut_at_s: float | None = None
+    cached: int = 0
+    has_pending: bool = False
+    canvas: Canvas | None = None
+    pages: list[int] = field(default_factory=list)
+    page_keys: list[bytes] = field(default_factory=list)
+    settled: int = 0
+    thinking_from: int | None = None
+    last_served: int = -1
+    cancelled: bool = False
+    finish_reason: FinishReason | None = None
+    block_forwards: int = 0
+    first_served_s: float | None = None
+    logprob_sum: float = 0.0
+    logprob_count: int = 0
+
+    @property
+    def output(self) -> list[int]:
+        """Output tokens so far, pending included."""
+        return self.tokens[self.prompt_tokens :]
+
+    @property
+    def output_tokens(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def prefill_target(self) -> int:
+        """Tokens that need K/V before the next border: all but pending."""
+        return len(self.tokens) - (1 if self.has_pending else 0)
+
+    @property
+    def phase(self) -> Phase:
+        if self.cached < self.prefill_target:
+            return Phase.PREFILL
+        if self.canvas is None:
+            raise RuntimeError(f"sequence {self.id} is at a border: open a canvas first")
+        return Phase.DRAFT if self.canvas.drafting else Phase.LOOK
+
+    @property
+    def at_border(self) -> bool:
+        return self.canvas is None and self.has_pending and self.cached == self.prefill_target
+
+    @property
+    def reading(self) -> bool:
+        """Whether the prompt, or text whose K/V was dropped, is still being read."""
+        return self.cached < self.prefill_target
+
+    def wanted_tokens(self) -> int:
+        """Query tokens of the next forward (of a prefill: all that are left)."""
+        if self.cached < self.prefill_target:
+            return self.prefill_target - self.cached
+        return len(self.canvas.tokens) if self.canvas is not None else 1
+
+    def drop_cache(self) -> list[int]:
+        """Preemption: forgets the K/V (to be computed again) and returns the pages to release. The canvas stays."""
+        pages, self.pages, self.page_keys, self.cached = self.pages, [], [], 0
+        return pages

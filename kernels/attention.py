@@ -1,0 +1,98 @@
+"""Reach attention: ragged queries over paged K/V, one `reach` per query.
+
+Every mode of decoding is the same attention: query row r of a sequence sees that sequence's key positions below
+`reach[r]`. Causal rows at position p have reach p + 1, rows of a canvas the reach of the canvas's end.
+
+This is the plain PyTorch form. On a CPU it is also the fast one, and it makes a row's result independent of its
+batch: `group_rows` and `padded_keys` keep MKL's matrix products in shapes whose rows come out bit-identical.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MIN_PRODUCT_ROWS = 8
+"""Matrix products with fewer rows take other code paths in MKL and differ in the last bits."""
+
+
+def padded_keys(reach: int) -> int:
+    """Keys that a query group reads: `reach` rounded up so that the result does not depend on what follows.
+
+    Torch's CPU kernel works in blocks of 512 keys, and MKL splits the sum over a block's keys in two when their
+    number lies strictly between 192 and 384 (seen bitwise on AVX-512 with torch 2.13). Keys past `reach` have weight
+    exactly zero, so padding to 32, and over that range to 384, leaves every row's bits alone.
+    """
+    blocks, rest = divmod(reach, 512)
+    rest = -(-rest // 32) * 32
+    return blocks * 512 + (384 if 192 < rest < 384 else rest)
+
+
+def group_rows(rows: int, heads_per_kv_head: int) -> int:
+    """Query rows that a sequence is padded to, so that products have at least `MIN_PRODUCT_ROWS` rows."""
+    return max(rows, -(-MIN_PRODUCT_ROWS // heads_per_kv_head))
+
+
+@dataclass(slots=True)
+class AttentionGroup:
+    """Sequences with the same number of query rows and the same padded number of keys: one kernel call.
+
+    Attributes:
+        start: first row of the group in the batch; its rows are contiguous, sequence after sequence.
+        sequences, rows: so many sequences of so many query rows each.
+        key_slots: int64 `[sequences * keys]`, the K/V slot of every key position (a null slot beyond the table).
+        mask: `[sequences, 1, rows_padded, keys]` additive, 0 below a row's reach and -inf from there on.
+    """
+
+    start: int
+    sequences: int
+    rows: int
+    key_slots: Tensor
+    mask: Tensor
+
+
+def reach_mask(reach: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask `[..., keys]` from `reach` `[...]`: 0 where the key position is below it, else -inf."""
+    hidden = torch.arange(keys, device=reach.device) >= reach[..., None]
+    return torch.zeros(hidden.shape, dtype=dtype, device=reach.device).masked_fill_(hidden, float("-inf"))
+
+
+def reach_attention(query: Tensor, kv: Tensor, groups: list[AttentionGroup], scale: float) -> Tensor:
+    """Attends every query row to its sequence's keys below its reach.
+
+    Args:
+        query: `[tokens, heads, head_dim]`; rows after the last group's are padding.
+        kv: `[2, kv_heads, slots, head_dim]`, keys and values of one layer.
+        groups: in row order, covering all rows that are not padding.
+        scale: of the scores, head_dim ** -0.5.
+
+    Returns `[tokens, heads * head_dim]`, zero for padding rows. Query head h uses K/V head h // (heads / kv_heads).
+    """
+    tokens, heads, dim = query.shape
+    kv_heads = kv.shape[1]
+    fold = heads // kv_heads
+    out = query.new_zeros(tokens, heads * dim) if not groups else None
+    parts: list[Tensor] = []
+    for group in groups:
+        count, rows, keys = group.sequences, group.rows, group.mask.shape[-1]
+        padded = group.mask.shape[-2]
+        q = query[group.start : group.start + count * rows].view(count, rows, kv_heads, fold, dim)
+        q = q.permute(0, 2, 3, 1, 4)
+        if padded != rows:
+            q = torch.cat((q, q[:, :, :, :1].expand(-1, -1, -1, padded - rows, -1)), dim=3)
+        k, v = kv.index_select(2, group.key_slots).view(2, kv_heads, count, keys, dim).transpose(1, 2)
+        mask = group.mask[:, :, None].expand(-1, -1, fold, -1, -1).reshape(count, 1, fold * padded, keys)
+        attended = F.scaled_dot_product_attention(
+            q.reshape(count, kv_heads, fold * padded, dim), k, v, attn_mask=mask, scale=scale
+        )
+        attended = attended.view(count, kv_heads, fold, padded, dim)[:, :, :, :rows]
+        parts.append(attended.permute(0, 3, 1, 2, 4).reshape(count * rows, heads * dim))
+    if out is not None:
+        return out
+    done = groups[-1].start + groups[-1].sequences * groups[-1].rows
+    if done < tokens:
+        parts.append(query.new_zeros(tokens - done, heads * dim))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
