@@ -7,15 +7,20 @@ that a kernel can draw the same words. Batch, block length and number of forward
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
+
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _WORD = 0xFFFFFFFF
 _ROUNDS = 10
 _LARGEST_UNIFORM = 1.0 - 2.0**-24
+_COUNTERS_AT_ONCE = 1 << 16  # the int64 buffers stay in the last-level cache
 
 
 class Stage(IntEnum):
@@ -32,22 +37,59 @@ def seed_bits(seed: int) -> int:
     return bits - 2**64 if bits >= 2**63 else bits
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+def philox(counter: tuple[Array, Array, Array, Array], key: tuple[Array, Array]) -> tuple[Array, Array, Array, Array]:
     """Four random 32-bit words per counter.
 
     Args:
-        counter, key: int64 tensors of 32-bit words (0 to 2**32 - 1) that broadcast with each other.
+        counter, key: int64 tensors, or NumPy arrays, of 32-bit words (0 to 2**32 - 1) that broadcast with each other.
 
-    Returns four int64 tensors of 32-bit words. A product of two words wraps in int64, but its 64 bits are right.
+    Returns four of 32-bit words in int64. A product of two words wraps there, but its 64 bits are right.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
         even, odd = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0 = (odd >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_WORD) if odd.shape >= c1.shape else (
-            (odd >> 32) ^ c1 ^ k0
-        ) & _WORD
+        c0 = ((odd >> 32) ^ c1 ^ k0) & _WORD
         c2 = ((even >> 32) ^ c3 ^ k1) & _WORD
-        c1, c3 = odd.bitwise_and_(_WORD), even.bitwise_and_(_WORD)
+        c1, c3 = odd & _WORD, even & _WORD
         k0, k1 = (k0 + _KEY_STEPS[0]) & _WORD, (k1 + _KEY_STEPS[1]) & _WORD
     return c0, c1, c2, c3
+
+
+def gumbel_noise(
+    seeds: Tensor, positions: Tensor, stages: Tensor, steps: Tensor, choices: Tensor, vocab_size: int
+) -> Tensor:
+    """Standard Gumbel noise `[rows, vocab_size]` float32; a row depends on its own five numbers only.
+
+    Counter (token id >> 2, position, stage | step << 8, choice), key the seed's 64 bits, word token id & 3 of the
+    four. argmax(logits / T + noise) is then a sample of softmax(logits / T) (Gumbel-max).
+
+    Args:
+        seeds: int64 `[rows]` from `seed_bits`.
+        positions: int64 `[rows]`, the absolute position of the token that is chosen.
+        stages, steps: int64 `[rows]`, see `Stage`; step < 2**24 within a block.
+        choices: int64 `[rows]`, which of a request's `n` answers.
+    """
+    groups = -(-vocab_size // 4)
+    rows = seeds.shape[0]
+    noise = torch.empty(rows, groups, 4, dtype=torch.float32, device=seeds.device)
+    rows_at_once = max(1, _COUNTERS_AT_ONCE // groups)
+    columns = torch.stack((seeds & _WORD, (seeds >> 32) & _WORD, positions, stages | (steps << 8), choices))[..., None]
+    for first in range(0, rows, rows_at_once):
+        part = columns[:, first : first + rows_at_once]
+        if seeds.device.type == "cpu":
+            # NumPy's integer operations start several times faster than torch's, which is what one row costs.
+            words = _words(part.numpy(), np.arange(groups))
+            noise[first : first + rows_at_once].numpy()[...] = np.stack(words, axis=-1)
+        else:
+            ids = torch.arange(groups, device=seeds.device)
+            noise[first : first + rows_at_once] = torch.stack(_words(part, ids), dim=-1)
+    # The exponential -log(1 - u) is finest where it is small, and it is the small ones that win: unlikely tokens keep
+    # their probability down to 2**-33.
+    uniform = noise.view(rows, 4 * groups).mul_(2.0**-32).add_(2.0**-33).clamp_(max=_LARGEST_UNIFORM)
+    return uniform.neg_().log1p_().neg_().log_().neg_()[:, :vocab_size]
+
+
+def _words(columns: Array, ids: Array) -> tuple[Array, Array, Array, Array]:
+    seed_low, seed_high, positions, where, choices = columns
+    return philox((ids[None], positions, where, choices), (seed_low, seed_high))
