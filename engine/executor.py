@@ -18,7 +18,7 @@ class Executor:
     """The model with its K/V memory.
 
     Attributes:
-        kv: `[layers, 2, kv_heads, slots, head_dim]`; slots = pages * page_size, page 0 is the null page.
+        kv: `[layers, slots, 2, kv_heads, head_dim]`; slots = pages * page_size, page 0 is the null page.
     """
 
     def __init__(self, model: Transformer, pages: int, page_size: int) -> None:
@@ -28,9 +28,9 @@ class Executor:
         # Zeroed, because keys beyond a row's reach are multiplied by a weight of zero, which must stay zero.
         self.kv = torch.zeros(
             config.num_layers,
+            pages * page_size,
             2,
             config.num_kv_heads,
-            pages * page_size,
             config.head_dim,
             dtype=model.dtype,
             device=model.device,

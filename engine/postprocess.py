@@ -20,7 +20,7 @@ from engine.decoding.canvas import ending_length, text_prefix
 from engine.decoding.choice import Choice, RowBlock, choose
 from engine.decoding.unmask import unmask_canvases
 from engine.events import Event, Finished
-from engine.sampling import Stage
+from engine.noise import Stage
 from engine.sequence import Canvas, Phase, Sequence
 
 if TYPE_CHECKING:

@@ -65,14 +65,14 @@ def reach_attention(query: Tensor, kv: Tensor, groups: list[AttentionGroup], sca
 
     Args:
         query: `[tokens, heads, head_dim]`; rows after the last group's are padding.
-        kv: `[2, kv_heads, slots, head_dim]`, keys and values of one layer.
+        kv: `[slots, 2, kv_heads, head_dim]`, keys and values of one layer; a slot is one contiguous row.
         groups: in row order, covering all rows that are not padding.
         scale: of the scores, head_dim ** -0.5.
 
     Returns `[tokens, heads * head_dim]`, zero for padding rows. Query head h uses K/V head h // (heads / kv_heads).
     """
     tokens, heads, dim = query.shape
-    kv_heads = kv.shape[1]
+    kv_heads = kv.shape[2]
     fold = heads // kv_heads
     out = query.new_zeros(tokens, heads * dim) if not groups else None
     parts: list[Tensor] = []
@@ -83,7 +83,7 @@ def reach_attention(query: Tensor, kv: Tensor, groups: list[AttentionGroup], sca
         q = q.permute(0, 2, 3, 1, 4)
         if padded != rows:
             q = torch.cat((q, q[:, :, :, :1].expand(-1, -1, -1, padded - rows, -1)), dim=3)
-        k, v = kv.index_select(2, group.key_slots).view(2, kv_heads, count, keys, dim).transpose(1, 2)
+        k, v = kv.index_select(0, group.key_slots).view(count, keys, 2, kv_heads, dim).permute(2, 0, 3, 1, 4)
         mask = group.mask[:, :, None].expand(-1, -1, fold, -1, -1).reshape(count, 1, fold * padded, keys)
         attended = F.scaled_dot_product_attention(
             q.reshape(count, kv_heads, fold * padded, dim), k, v, attn_mask=mask, scale=scale

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from engine.noise import Stage, seed_bits
+from engine.sampling import RandomRows, pick
 from engine.sequence import Sequence
 
 
@@ -14,14 +18,14 @@ class RowBlock:
     """Consecutive wanted rows of one sequence.
 
     Attributes:
-        first_position: absolute position of the token that the first row chooses; `offsets` count from it.
+        first_position: absolute position of the token that offset 0 chooses; `offsets` count from it.
         stage, step: where the noise comes from (`requests.md` section 3).
     """
 
     sequence: Sequence
     first_position: int
     offsets: list[int]
-    stage: int
+    stage: Stage
     step: int
 
     @property
@@ -35,3 +39,63 @@ class Choice:
 
     tokens: Tensor
     confidence: Tensor
+
+
+def choose(logits: Tensor, blocks: list[RowBlock], mask_token_id: int) -> Choice:
+    """A token for every row.
+
+    Args:
+        logits: float32 `[rows, vocab]`; `blocks` describe its rows in order.
+    """
+    if logits.shape[0] == 0:
+        return Choice(torch.empty(0, dtype=torch.int64), torch.empty(0))
+    tokens, confidence = pick(logits, mask_token_id, _random_rows(blocks), _banned(blocks))
+    return Choice(tokens, confidence)
+
+
+def _random_rows(blocks: list[RowBlock]) -> RandomRows | None:
+    """The parameters of all rows at a temperature above 0; None when every row is greedy."""
+    first_row = 0
+    chosen: list[tuple[RowBlock, int]] = []
+    for block in blocks:
+        if block.offsets and not block.sequence.sampling.greedy:
+            chosen.append((block, first_row))
+        first_row += block.rows
+    if not chosen:
+        return None
+    counts = [block.rows for block, _ in chosen]
+
+    def each(values: list[float] | list[int] | list[bool], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype).repeat_interleave(torch.tensor(counts))
+
+    samplings = [block.sequence.sampling for block, _ in chosen]
+    return RandomRows(
+        rows=torch.from_numpy(np.concatenate([np.arange(row, row + block.rows) for block, row in chosen])),
+        temperature=each([sampling.temperature for sampling in samplings], torch.float32),
+        top_k=each([sampling.top_k for sampling in samplings], torch.int64),
+        top_p=each([sampling.top_p for sampling in samplings], torch.float32),
+        seeds=each([seed_bits(sampling.seed) for sampling in samplings], torch.int64),
+        positions=torch.tensor([block.first_position + offset for block, _ in chosen for offset in block.offsets]),
+        stages=each([int(block.stage) for block, _ in chosen], torch.int64),
+        steps=each([block.step for block, _ in chosen], torch.int64),
+        choices=torch.zeros(sum(counts), dtype=torch.int64),
+        tempered=each([block.stage is Stage.DRAFT for block, _ in chosen], torch.bool),
+    )
+
+
+def _banned(blocks: list[RowBlock]) -> tuple[Tensor, Tensor] | None:
+    """Rows and ids of stop tokens that `min_tokens` keeps out at the first output offsets."""
+    rows: list[int] = []
+    ids: list[int] = []
+    first_row = 0
+    for block in blocks:
+        sequence = block.sequence
+        first_free = sequence.prompt_tokens + sequence.limits.min_tokens
+        if block.first_position < first_free:
+            for place, offset in enumerate(block.offsets):
+                if block.first_position + offset < first_free:
+                    stops = sorted(sequence.limits.stop_ids)
+                    rows.extend([first_row + place] * len(stops))
+                    ids.extend(stops)
+        first_row += block.rows
+    return (torch.tensor(rows), torch.tensor(ids)) if rows else None

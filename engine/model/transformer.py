@@ -64,7 +64,7 @@ class Transformer:
 
         Args:
             batch: see `engine/batch.py`.
-            kv: `[layers, 2, kv_heads, slots, head_dim]`, written at the batch's slots before it is read.
+            kv: `[layers, slots, 2, kv_heads, head_dim]`, written at the batch's slots before it is read.
 
         Returns the last layer's output `[tokens, hidden]`, before the final norm.
         """
@@ -84,8 +84,7 @@ class Transformer:
             if stretch is not None:
                 query = query * stretch
             cache = kv[index]
-            cache[0].index_copy_(1, batch.slots, rotated[:, heads:].transpose(0, 1))
-            cache[1].index_copy_(1, batch.slots, projected[:, heads + kv_heads :].transpose(0, 1))
+            cache.index_copy_(0, batch.slots, torch.stack((rotated[:, heads:], projected[:, heads + kv_heads :]), dim=1))
             attended = reach_attention(query, cache, batch.groups, scale)
             x = x + self._output(index, layer, attended, batch.draft_rows, batch.draft_count)
             gate, up = F.linear(rms_norm(x, layer.post_norm, eps), layer.gate_up).chunk(2, dim=-1)

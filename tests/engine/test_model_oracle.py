@@ -79,21 +79,21 @@ def test_a_later_token_changes_bidirectional_logits_only(runner: Executor) -> No
 
 def test_canvas_leaves_cached_keys_and_values_alone(runner: Executor) -> None:
     causal(runner, IDS)
-    cached = runner.kv[:, :, :, PAGE : PAGE + len(IDS)].clone()
+    cached = runner.kv[:, PAGE : PAGE + len(IDS)].clone()
     runner.run(runner.batch([segment(CANVAS, len(IDS), False)]))
-    assert torch.equal(runner.kv[:, :, :, PAGE : PAGE + len(IDS)], cached)
+    assert torch.equal(runner.kv[:, PAGE : PAGE + len(IDS)], cached)
 
 
 def test_what_a_canvas_wrote_is_overwritten_by_the_commit(runner: Executor) -> None:
     block = list(range(20, 52))
     causal(runner, IDS)
     expected = causal(runner, block, len(IDS))
-    kept = runner.kv[:, :, :, PAGE : PAGE + len(IDS) + 32].clone()
+    kept = runner.kv[:, PAGE : PAGE + len(IDS) + 32].clone()
     runner.kv.zero_()
     causal(runner, IDS)
     runner.run(runner.batch([segment(CANVAS, len(IDS), False)]))
     assert torch.equal(causal(runner, block, len(IDS)), expected)
-    assert torch.equal(runner.kv[:, :, :, PAGE : PAGE + len(IDS) + 32], kept)
+    assert torch.equal(runner.kv[:, PAGE : PAGE + len(IDS) + 32], kept)
 
 
 def test_rejected_tokens_leave_no_trace(runner: Executor) -> None:
@@ -107,8 +107,8 @@ def test_committing_a_block_bidirectionally_would_change_all_layers_but_the_firs
     block, at = list(range(20, 52)), slice(PAGE + len(IDS), PAGE + len(IDS) + 32)
     causal(runner, IDS)
     causal(runner, block, len(IDS))
-    clean = runner.kv[:, :, :, at].clone()
+    clean = runner.kv[:, at].clone()
     runner.run(runner.batch([segment(block, len(IDS), False)]))
-    difference = (runner.kv[:, :, :, at] - clean).abs().amax((1, 2, 3, 4))
+    difference = (runner.kv[:, at] - clean).abs().amax((1, 2, 3, 4))
     assert difference[0] < 1e-6
     assert (difference[1:] > 0.01).all()
