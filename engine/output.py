@@ -32,7 +32,7 @@ class Output:
         if self.detokenizer is None:
             return None
         self._unsent_text += self.detokenizer.push(tokens)
-        kept = self.detokenizer.stop_tokens
+        kept = self.detokenizer.stop_token_count
         if kept is not None:
             del self.pushed[kept:]
         return kept

@@ -60,17 +60,20 @@ class Sampling:
 
 @dataclass(slots=True)
 class Canvas:
-    """The block in work: `tokens[0]` is pending; whether a slot is masked is a flag, never a comparison of ids."""
+    """The block in work: `tokens[0]` is pending; whether a slot is masked is a flag, never a comparison of ids.
+
+    `first_stop` is the offset of the first stop id that no mask precedes, -1 for none.
+    """
 
     tokens: list[int]
     masked: list[bool]
     masks_left: int
     step: int = 0
-    closed: bool = False
+    first_stop: int = -1
 
     @property
     def drafting(self) -> bool:
-        return self.masks_left > 0 and not self.closed
+        return self.masks_left > 0
 
 
 @dataclass(slots=True, eq=False)

@@ -39,14 +39,11 @@ def ending_length(sequence: Sequence, canvas: Canvas) -> int | None:
     It ends at the first stop id, or where `max_tokens` cuts, if no mask lies before that point (released rule,
     contract 4.1 d). Drafts that AR verifies have no such rule.
     """
-    first_mask = canvas.masked.index(True) if canvas.masks_left else len(canvas.tokens)
     usable = usable_length(sequence, canvas)
-    stop_ids = sequence.limits.stop_ids
-    for offset in range(min(first_mask, usable)):
-        if canvas.tokens[offset] in stop_ids:
-            return offset + 1
-    # At exactly `usable` tokens the limit is met; a longer canvas is cut there.
-    return usable if first_mask >= usable and sequence.output_tokens - 1 + usable >= sequence.limits.max_tokens else None
+    if 0 <= canvas.first_stop < usable:
+        return canvas.first_stop + 1
+    limit_inside = sequence.output_tokens - 1 + usable >= sequence.limits.max_tokens
+    return usable if limit_inside and len(text_prefix(canvas)) >= usable else None
 
 
 def forced_offset(sequence: Sequence) -> int | None:

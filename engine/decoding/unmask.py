@@ -47,12 +47,20 @@ def unmask_canvases(drafts: list[tuple[Sequence, list[int], int]], choice: Choic
             [NEVER if sequence.rung.threshold is None else sequence.rung.threshold for sequence in sequences],
             dtype=torch.float32,
         ),
-        stop_ids=torch.full((count, 1), -1, dtype=torch.int64),
+        stop_ids=_stop_ids(sequences),
     )
-    left = result.masks_left.tolist()
+    left, first_stop = result.masks_left.tolist(), result.first_stop.tolist()
     for place, (tokens, hidden) in enumerate(zip(ids.tolist(), flags.tolist(), strict=True)):
         canvas = canvases[place]
         size = len(canvas.tokens)
         canvas.tokens = tokens[:size]
         canvas.masked = hidden[:size]
         canvas.masks_left = left[place]
+        canvas.first_stop = first_stop[place]
+
+
+def _stop_ids(sequences: list[Sequence]) -> torch.Tensor:
+    """Stop ids `[sequences, most]` filled up with -1; drafts end nowhere, because AR judges them first."""
+    ids = [sorted(sequence.limits.stop_ids) if sequence.rung.is_diffusion else [] for sequence in sequences]
+    most = max(len(row) for row in ids)
+    return torch.tensor([row + [-1] * (most - len(row)) for row in ids], dtype=torch.int64).view(len(ids), most)
