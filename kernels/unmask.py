@@ -127,7 +127,7 @@ def unmask_triton(
         width,
         stop_ids.shape[1],
         LANES=lanes,
-        num_warps=1 if lanes <= 32 else 4,
+        num_warps=max(1, lanes // 64),
     )
     return result
 

@@ -81,9 +81,10 @@ class Tokenizer:
         Raises InvalidRequest naming `field` where the text has a lone surrogate, which no bytes can hold.
         """
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            text.encode()  # the package would call such text "not a string"
         except UnicodeEncodeError as error:
             raise InvalidRequest(field, f"{field} is not valid Unicode: {error.reason}, offset {error.start}") from None
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return [self.bos_id, *ids] if add_bos and self.bos_id is not None else ids
 
     def render_text(self, messages: Any, /, enable_thinking: bool = False, **options: Any) -> str:
