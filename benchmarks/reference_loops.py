@@ -99,7 +99,7 @@ class ReferenceLoops:
                 settings["lora_alpha"] / settings["r"],
             )
             self.adapters.append(layer.self_attn.o_proj)
-        self.model.eval().requires_grad_(False)
+        self.model.to(self.model.dtype).eval().requires_grad_(False)
 
     def causal(self, tokens: Sequence[int], cache: ContextCache) -> Tensor:
         """Final hidden states `[tokens, hidden]` of a causal forward that appends its K/V."""

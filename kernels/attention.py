@@ -9,6 +9,7 @@ batch: `group_rows` and `padded_keys` keep MKL's matrix products in shapes whose
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +33,13 @@ def padded_keys(reach: int) -> int:
 
 
 def group_rows(rows: int, heads_per_kv_head: int) -> int:
-    """Query rows that a sequence is padded to, so that products have at least `MIN_PRODUCT_ROWS` rows."""
-    return max(rows, -(-MIN_PRODUCT_ROWS // heads_per_kv_head))
+    """Query rows that a sequence is padded to: with its heads folded in, a multiple of `MIN_PRODUCT_ROWS`.
+
+    Torch's CPU kernel cuts the rows into blocks of 32, 64 or 256, so the last block is a product of its own and must
+    have so many rows too: else a prompt's bits would depend on how it is cut into chunks.
+    """
+    step = MIN_PRODUCT_ROWS // math.gcd(MIN_PRODUCT_ROWS, heads_per_kv_head)
+    return -(-rows // step) * step
 
 
 @dataclass(slots=True)

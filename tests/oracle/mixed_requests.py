@@ -89,6 +89,17 @@ def mixed_requests(seed: int = 0) -> list[Request]:
     return requests
 
 
+def long_requests() -> list[Request]:
+    """Every policy on a prompt of 150 to 900 tokens: several chunks, and more than one block of an attention kernel."""
+    rng = Random(3)
+    lengths = (150, 205, 260, 381, 390, 512, 521, 900)
+    prompts = [[1, *(rng.randrange(14, 99) for _ in range(length - 1))] for length in lengths]
+    return [
+        Request(prompt, {**policy, "temperature": 0.7 * (index % 2), "seed": index, "max_tokens": 24})
+        for index, (prompt, policy) in enumerate(zip(prompts, POLICIES, strict=True))
+    ]
+
+
 def engine(**settings: Any) -> Engine:
     """The golden checkpoint in float32 on one thread; its loop is driven by `run`."""
     config = {"dtype": "float32", "threads": 1, "prefix_reuse": False, "kv_tokens": 20_000, **settings}

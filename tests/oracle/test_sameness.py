@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine.engine import Engine
 from tests.oracle.float64_reference import DecidedDifference, Float64Reference
 from tests.oracle.golden_cases import CASES
-from tests.oracle.mixed_requests import Request, Result, Shown, engine, mixed_requests, run
+from tests.oracle.mixed_requests import Request, Result, Shown, engine, long_requests, mixed_requests, run
 
 REQUESTS = mixed_requests()
 
@@ -57,6 +57,15 @@ def test_any_order_of_arrival_gives_the_same_bits(shared_engine: Engine, alone: 
 
 def test_a_batch_that_does_not_fit_one_forward_gives_the_same_bits(alone: list[Result]) -> None:
     assert_same_bits(run(engine(max_forward_tokens=256, max_sequences=9), REQUESTS), alone)
+
+
+def test_long_prompts_cut_into_chunks_by_a_full_batch_give_the_same_bits(shared_engine: Engine) -> None:
+    requests = long_requests()
+    single = [run(shared_engine, [request])[0] for request in requests]
+    crowded = run(engine(max_forward_tokens=256), requests)
+    odd = run(engine(prefill_chunk=100), requests)
+    for first, *others in zip(single, crowded, odd, strict=True):
+        assert [other.bits for other in others] == [first.bits, first.bits]
 
 
 def test_without_a_seed_answers_differ() -> None:
