@@ -1,0 +1,1 @@
+"""stepdial-tiny: the small model that ships, with its tasks, tokenizer and training."""
