@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.noise import Stage as Stage
 from engine.noise import gumbel_noise
 
 _SMALLEST_TEMPERATURE = 1e-20
