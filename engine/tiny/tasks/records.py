@@ -30,7 +30,8 @@ def table(rng: Random, size: float) -> Task:
     count = rng.randint(longest(1, most // 2, size), longest(2, most, size))
     rows: list[dict[str, Value]] = []
     for name in rng.sample(NAMES, count):
-        rows.append({"name": name} | {column: COLUMNS[column](rng) for column in columns})
+        rows.append({"name": name})
+        rows[-1].update((column, COLUMNS[column](rng)) for column in columns)
     lines = [",".join(["name", *columns]), *(",".join(str(value) for value in row.values()) for row in rows)]
     return Task("records", [user("Write this table as JSON:\n" + "\n".join(lines))], as_json(rows), as_json(rows))
 
