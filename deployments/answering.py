@@ -1,0 +1,248 @@
+"""One request's way: plan, stream, plan again when a replica refuses, go on elsewhere when one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any, Literal
+
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, RayServeException
+
+from deployments.errors import ApiError, refused
+from deployments.job import End, Job, Text
+from deployments.load import ReplicaLoad
+from deployments.load_board import BOARD
+from deployments.messages import Done, Failed, Invalid, NotInTime, Piece, ReplicaRequest
+from deployments.planner import Planned, Refusal
+from deployments.prediction import Size
+from deployments.resume import already_over, resume_point, shifted_options, shifted_plan
+
+if TYPE_CHECKING:
+    from deployments.router import Router
+    from engine.plan import Plan
+
+log = logging.getLogger("ray.serve")
+POLL_S = 0.1
+
+
+class Answering:
+    """Drives one job. `plan` is set before the first event; `events` is read once."""
+
+    def __init__(self, router: Router, job: Job) -> None:
+        self.router = router
+        self.job = job
+        self.plan: Plan | None = None
+        self.expected_quality: float | None = None
+        self.replica: str | None = None
+        self.first_text_s: float | None = None
+        self._tokens: list[int] = []
+        self._text = ""
+        self._base = 0
+        self._repeated = 0
+        self._excluded: set[str] = set()
+        self._failures = 0
+        self._replans = 0
+
+    async def events(self) -> AsyncGenerator[Text | End, None]:
+        """Text as it is committed, then the end. Raises ApiError; before the first event nothing was spent."""
+        attempts = self.router.args.max_attempts
+        try:
+            while True:
+                request = await self._request()
+                try:
+                    stream = self.router.handle.generate.remote(request)
+                    try:
+                        async for message in stream:
+                            if isinstance(message, Piece):
+                                text = self._take(message)
+                                if text is not None:
+                                    yield text
+                            elif isinstance(message, Done):
+                                yield self._end(message)
+                                return
+                            elif isinstance(message, Invalid):
+                                raise ApiError(400, message.message, message.field)
+                            elif isinstance(message, NotInTime):
+                                self._refused_there(message, attempts)
+                                break
+                            elif isinstance(message, Failed):
+                                raise ReplicaFailed(message.message)
+                    finally:
+                        # Leaving early, for whatever reason, frees the sequence; after the end it does nothing.
+                        stream.cancel()
+                except BackPressureError:
+                    raise ApiError(429, "too many open requests; try again later", None, "overloaded", RETRY) from None
+                except (RayActorError, RayServeException, ReplicaFailed) as error:
+                    over = self._failed_there(error, attempts)
+                    if over is not None:
+                        yield over
+                        return
+        finally:
+            BOARD.done(self.job.request_id)
+
+    async def _request(self) -> ReplicaRequest:
+        """Plans and says what a replica is to do. Raises ApiError when there is no plan."""
+        job = self.job
+        planned = self._plan()
+        if isinstance(planned, Refusal) and planned.status == 503:
+            await self.router.find_replicas()
+            planned = self._plan()
+        if isinstance(planned, Refusal) and planned.status == 503 and self._failures:
+            planned = await self._wait_for_replica()
+        if isinstance(planned, Refusal):
+            self.router.metrics.refusals.labels(job.tier.name, str(planned.status)).inc()
+            raise refused(planned)
+        admitted = self._failures > 0
+        if self.plan is None or not admitted:
+            self.plan = planned.plan
+            self.expected_quality = self.router.quality.expected_quality(planned.plan.first, job.options.temperature)
+        checked = job.goal.on_infeasible == "reject" and not admitted
+        elapsed_ms = (time.perf_counter() - job.arrived_s) * 1e3 + self.router.overhead_ms.value
+
+        def left(slo_ms: float | None) -> float | None:
+            return None if slo_ms is None or not checked else slo_ms - elapsed_ms
+
+        fields = shifted_options(job.fields, self._base) if self._base else job.fields
+        if job.goal.latency_slo_ms is not None:
+            # The engine counts from its own arrival, and cuts there when asked to.
+            fields = {**fields, "latency_slo_ms": max(1.0, job.goal.latency_slo_ms - elapsed_ms)}
+        plan = planned.plan if self.plan is None else self.plan
+        return ReplicaRequest(
+            request_id=job.request_id,
+            prompt_token_ids=job.prompt + self._tokens[: self._base],
+            options=fields,
+            plan=shifted_plan(plan.to_dict(), self._base),
+            size=Size(len(job.prompt), job.output_tokens),
+            latency_budget_ms=left(job.goal.latency_slo_ms),
+            first_text_budget_ms=left(job.goal.ttft_slo_ms),
+            work_s=max(0.0, ((plan.predicted_p95_ms or 0.0) - elapsed_ms) / 1e3),
+            preferred=planned.replica,
+            excluded=tuple(self._excluded),
+        )
+
+    def _plan(self) -> Planned | Refusal:
+        loads = [load for load in BOARD.loads() if load.replica not in self._excluded]
+        return self.router.plan(self.job, loads, degrade=self._failures > 0)
+
+    async def _wait_for_replica(self) -> Planned | Refusal:
+        """A request that was admitted waits for a replica to come back."""
+        planned = self._plan()
+        until = time.monotonic() + self.router.args.failover_wait_s
+        while isinstance(planned, Refusal) and time.monotonic() < until:
+            await asyncio.sleep(POLL_S)
+            planned = self._plan()
+        return planned
+
+    def _take(self, piece: Piece) -> Text | None:
+        """New text of a piece, without what the client has from before a failure."""
+        BOARD.report(ReplicaLoad.from_dict(piece.load))
+        self.replica = piece.load["replica"]
+        self._tokens.extend(piece.token_ids)
+        dropped = min(self._repeated, len(piece.text))
+        self._repeated -= dropped
+        fresh = piece.text[dropped:]
+        self._text += fresh
+        if not fresh and not piece.token_ids:
+            return None
+        if self.first_text_s is None:
+            self.first_text_s = time.perf_counter() - self.job.arrived_s
+        return Text(fresh, piece.token_ids)
+
+    def _refused_there(self, message: NotInTime, attempts: int) -> None:
+        """The replica had the last word: plan again from its load, on another one if it is full."""
+        load = ReplicaLoad.from_dict(message.load)
+        BOARD.report(load)
+        self._replans += 1
+        self.router.metrics.replans.inc()
+        if message.full:
+            self._excluded.add(load.replica)
+        left = [item for item in BOARD.loads() if item.replica not in self._excluded]
+        if self._replans >= attempts or not left:
+            self.router.metrics.refusals.labels(self.job.tier.name, "429").inc()
+            raise refused(self.router.refusal(self.job, left or [load]))
+
+    def _failed_there(self, error: Exception, attempts: int) -> End | None:
+        """A replica died: notes it, and where to go on; an End when the answer was complete. Raises ApiError."""
+        job, router = self.job, self.router
+        victim = BOARD.place_of(job.request_id)
+        log.warning("request %s: replica %s failed (%s); going on elsewhere", job.request_id, victim, error)
+        if victim is not None:
+            BOARD.forget(victim)
+            self._excluded.add(victim)
+        self._failures += 1
+        router.metrics.failovers.inc()
+        if self._failures >= attempts:
+            raise ApiError(503, f"{self._failures} replicas failed under this request", None, "replicas_failed", RETRY)
+        over = already_over(self._tokens, job.options.max_tokens, router.end_ids(job.options))
+        if over is not None:
+            return self._ended(over, len(job.prompt), len(self._tokens), {"replica": victim}, cut=False)
+        decode = None if router.tokenizer is None else router.tokenizer.decode
+        point = resume_point(self._tokens, self._text, decode)
+        del self._tokens[point.tokens :]
+        self._base, self._repeated = point.tokens, point.repeated_text
+        return None
+
+    def _end(self, done: Done) -> End:
+        router, job = self.router, self.job
+        BOARD.report(ReplicaLoad.from_dict(done.load))
+        latency_ms = (time.perf_counter() - job.arrived_s) * 1e3
+        if not self._failures and not self._replans:
+            router.overhead_ms.observe(max(0.0, latency_ms - done.report["latency_ms"]) + router.args.proxy_overhead_ms)
+        completion_tokens = self._base + done.completion_tokens
+        router.lengths.observe(len(job.prompt), completion_tokens)
+        report = dict(done.report)
+        if self._base:
+            report["plan"] = [
+                {**entry, "from_token": entry["from_token"] + self._base} for entry in report.get("plan", ())
+            ]
+        reason: Literal["stop", "length"] = "stop" if done.finish_reason == "stop" else "length"
+        return self._ended(reason, len(job.prompt), completion_tokens, report, done.cut_at_deadline)
+
+    def _ended(
+        self,
+        finish_reason: Literal["stop", "length"],
+        prompt_tokens: int,
+        completion_tokens: int,
+        report: dict[str, Any],
+        cut: bool,
+    ) -> End:
+        """The `stepdial` object: the engine's report, and what the router knows."""
+        job, plan = self.job, self.plan
+        latency_ms = (time.perf_counter() - job.arrived_s) * 1e3
+        reason = "" if plan is None else plan.reason
+        if cut:
+            reason += "; cut at the deadline"
+        if self._base or self._failures:
+            reason += f"; a replica failed, continued after {self._base} tokens"
+        stepdial = {
+            **report,
+            "tier": job.tier.name,
+            "seed": job.fields["seed"],
+            "slo_ms": job.goal.latency_slo_ms,
+            "ttft_slo_ms": job.goal.ttft_slo_ms,
+            "predicted_p95_ms": None if plan is None else plan.predicted_p95_ms,
+            "expected_quality": self.expected_quality,
+            "ttft_ms": None if self.first_text_s is None else round(self.first_text_s * 1e3, 2),
+            "latency_ms": round(latency_ms, 2),
+            "slo_met": self._slo_met(latency_ms),
+            "reason": reason,
+        }
+        return End(finish_reason, prompt_tokens, completion_tokens, report.get("cached_prompt_tokens", 0), stepdial)
+
+    def _slo_met(self, latency_ms: float) -> bool | None:
+        goal = self.job.goal
+        if not goal.bounded:
+            return None
+        in_time = goal.latency_slo_ms is None or latency_ms <= goal.latency_slo_ms
+        first = self.first_text_s
+        return in_time and (goal.ttft_slo_ms is None or (first is not None and first * 1e3 <= goal.ttft_slo_ms))
+
+
+RETRY = {"Retry-After": "1"}
+
+
+class ReplicaFailed(Exception):
+    """The engine stopped under a request."""

@@ -1,0 +1,82 @@
+"""What travels between a router and a replica: plain, small, picklable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from deployments.prediction import Size
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaRequest:
+    """One request, or what is left of it after a failure.
+
+    Attributes:
+        prompt_token_ids: the prompt, and after a failure the output tokens that the client has.
+        options: fields of `GenerationOptions` that were set. plan: `Plan.to_dict()`.
+        size: prompt and output tokens that the plan reckoned with.
+        latency_budget_ms, first_text_budget_ms: what is left of the SLO for the engine; a replica that cannot keep it
+            refuses before a forward is spent. None = no bound.
+        work_s: predicted seconds in the engine. preferred, excluded: replica ids.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    options: dict[str, Any]
+    plan: dict[str, Any]
+    size: Size
+    latency_budget_ms: float | None = None
+    first_text_budget_ms: float | None = None
+    work_s: float = 0.0
+    preferred: str | None = None
+    excluded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Committed tokens and their text."""
+
+    token_ids: list[int]
+    text: str
+    load: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end of an answer; `report` is the engine's part of the `stepdial` object."""
+
+    finish_reason: str
+    report: dict[str, Any]
+    prompt_tokens: int
+    completion_tokens: int
+    ttft_ms: float | None
+    cut_at_deadline: bool
+    load: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class NotInTime:
+    """The replica's last word at admission: not here, not with this plan. `full`: its queue is at its bound."""
+
+    message: str
+    full: bool
+    load: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """A field that the engine refuses, before any forward."""
+
+    field: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The engine stopped under the request; another replica should go on."""
+
+    message: str
+
+
+Message = Piece | Done | NotInTime | Invalid | Failed

@@ -1,0 +1,148 @@
+"""Prometheus metrics of engine and router, by `prometheus-client`; names begin with `stepdial_`.
+
+Serve exports no replica's registry by itself, so the router's `/metrics` asks every replica for its text and merges it,
+labelled by replica.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from engine.stats import EngineStats
+
+# The time of a series' creation is a series of its own, which the text format cannot mark as such.
+disable_created_metrics()
+
+LATENCY_BUCKETS_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.5, 5.0, 10.0, 20.0, 60.0)
+RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
+TOKEN_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+
+
+class EngineMetrics:
+    """One replica's registry: the engine's own counters, and refusals at admission."""
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_EngineCollector(stats))
+        self.not_in_time = Counter(
+            "stepdial_engine_not_in_time",
+            "Requests refused at admission by the replica itself.",
+            registry=self.registry,
+        )
+
+    def text(self) -> str:
+        return generate_latest(self.registry).decode()
+
+
+class _EngineCollector(Collector):
+    """Reads `EngineStats` when asked, so that the engine's loop never touches a metric object."""
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats()
+        gauges: Mapping[str, tuple[str, float]] = {
+            "queue_seconds": ("Predicted seconds of forwards waiting plus running.", stats.queue_s),
+            "sequences_waiting": ("Sequences without K/V.", stats.waiting),
+            "sequences_running": ("Sequences with K/V.", stats.running),
+            "kv_pages_in_use": ("K/V pages that sequences hold.", stats.pages_in_use),
+            "kv_pages": ("K/V pages in all.", stats.pages_total),
+            "forward_base_seconds": ("Fitted cost of a forward: constant part.", stats.cost_model["base_s"]),
+            "forward_seconds_per_token": ("Fitted cost of a query token.", stats.cost_model["per_token_s"]),
+            "forward_seconds_per_context": ("Fitted cost of a key position.", stats.cost_model["per_context_s"]),
+        }
+        counters: Mapping[str, tuple[str, float]] = {
+            "forwards": ("Forwards.", stats.forwards),
+            "forward_seconds": ("Seconds inside forwards.", stats.forward_s),
+            "busy_seconds": ("Seconds inside steps of the loop, forwards included.", stats.busy_s),
+            "denoise_steps": ("Denoise forwards, by sequence.", stats.denoise_steps),
+            "draft_steps": ("Draft forwards, by sequence.", stats.draft_steps),
+            "prompt_tokens": ("Prompt tokens of admitted sequences.", stats.prompt_tokens),
+            "prefix_hit_tokens": ("Prompt tokens read from shared pages.", stats.prefix_hit_tokens),
+            "preemptions": ("Sequences whose K/V was dropped and computed again.", stats.preemptions),
+            "rung_changes": ("Changes of rung in the middle of an answer.", stats.rung_changes),
+        }
+        for name, (text, value) in gauges.items():
+            yield GaugeMetricFamily(f"stepdial_engine_{name}", text, value=value)
+        for name, (text, value) in counters.items():
+            yield CounterMetricFamily(f"stepdial_engine_{name}", text, value=value)
+        yield _labelled("slots", "Query tokens by kind of work.", "kind", stats.slots)
+        yield _labelled("generated_tokens", "Settled output tokens by mode.", "decoding", stats.generated_tokens)
+        yield _labelled("finished", "Sequences by how they ended.", "reason", stats.finished)
+
+
+def _labelled(name: str, text: str, label: str, values: Mapping[str, float]) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"stepdial_engine_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+class RouterMetrics:
+    """One router's registry."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "stepdial_requests", "Requests by endpoint, HTTP status and tier.", ["endpoint", "status", "tier"],
+            registry=registry,
+        )  # fmt: skip
+        self.latency = Histogram(
+            "stepdial_request_latency_seconds", "Arrival at the router to the last byte.", ["tier", "decoding"],
+            buckets=LATENCY_BUCKETS_S, registry=registry,
+        )  # fmt: skip
+        self.first_text = Histogram(
+            "stepdial_first_text_seconds", "Arrival at the router to the first text.", ["tier", "decoding"],
+            buckets=LATENCY_BUCKETS_S, registry=registry,
+        )  # fmt: skip
+        self.slo = Counter("stepdial_slo", "Answers with an SLO, by whether it was met.", ["tier", "met"],
+                           registry=registry)  # fmt: skip
+        self.refusals = Counter("stepdial_refusals", "Refusals before any forward, by code.", ["tier", "code"],
+                                registry=registry)  # fmt: skip
+        self.prediction = Histogram(
+            "stepdial_latency_over_predicted_p95", "Actual latency over its predicted p95.", ["decoding"],
+            buckets=RATIO_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self.quality = Histogram(
+            "stepdial_expected_quality", "Expected quality of answers, where it is known.", ["tier"],
+            buckets=tuple(step / 20 for step in range(1, 21)), registry=registry,
+        )  # fmt: skip
+        self.output_tokens = Histogram("stepdial_output_tokens", "Output tokens of an answer.", ["decoding"],
+                                       buckets=TOKEN_BUCKETS, registry=registry)  # fmt: skip
+        self.replans = Counter("stepdial_replans", "Plans that a replica refused at admission.", registry=registry)
+        self.failovers = Counter("stepdial_failovers", "Answers continued on another replica.", registry=registry)
+        self.disconnects = Counter("stepdial_client_disconnects", "Clients that left early.", registry=registry)
+
+    def text(self) -> str:
+        return generate_latest(self.registry).decode()
+
+
+class _Merged(Collector):
+    """Families of several texts, each text's samples with its own label."""
+
+    def __init__(self, texts: Iterable[tuple[str, str, str]]) -> None:
+        self._texts = list(texts)
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for label, value, text in self._texts:
+            for family in text_string_to_metric_families(text):
+                merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    merged.add_sample(sample.name, {**sample.labels, label: value}, sample.value)
+        yield from families.values()
+
+
+def merge_texts(texts: Iterable[tuple[str, str, str]]) -> str:
+    """One Prometheus text out of several; each is (label, value, text) and gets `label="value"` on every sample."""
+    registry = CollectorRegistry()
+    registry.register(_Merged(texts))
+    return generate_latest(registry).decode()

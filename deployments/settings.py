@@ -1,0 +1,78 @@
+"""What an operator may set: the typed arguments of `serve run deployments.app:build key=value` and of YAML `args:`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from deployments.tiers import SERVICE_TIERS, TIERS, Tier
+
+SHIPPED_MODEL = Path(__file__).parent.parent / "engine" / "tiny" / "checkpoint"
+
+
+class AppArgs(BaseModel):
+    """Arguments of the application; a wrong value is refused before anything starts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(str(SHIPPED_MODEL), description="Checkpoint directory; default: the model that ships.")
+    model_name: str | None = Field(None, description="Name in `/v1/models`; null = `stepdial-tiny` or the directory's.")
+
+    min_replicas: int = Field(1, ge=1, le=1024, description="Replicas that always run.")
+    max_replicas: int = Field(1, ge=1, le=1024, description="Replicas that load may start.")
+    replica_cpus: float = Field(0.5, ge=0, le=1024, description="Logical CPUs that Ray reserves for a replica.")
+    target_queue_s: float = Field(2.0, gt=0, le=3600, description="Seconds of work per replica to scale for.")
+    upscale_delay_s: float = Field(2.0, ge=0, description="Seconds that more work must last before a replica starts.")
+    downscale_delay_s: float = Field(60.0, ge=0, description="Seconds that less work must last before one stops.")
+    metrics_interval_s: float = Field(0.5, ge=0.5, le=60, description="Seconds between a replica's reports of work.")
+    drain_s: float = Field(60.0, ge=0, description="Seconds that a stopping replica gives its open streams.")
+    health_period_s: float = Field(2.0, gt=0, description="Seconds between health checks of a replica.")
+
+    routers: int = Field(1, ge=1, le=64, description="Router processes.")
+    router_cpus: float = Field(0.2, ge=0, le=64, description="Logical CPUs that Ray reserves for a router.")
+    max_ongoing_requests: int = Field(4096, ge=1, description="Open requests per router and per replica.")
+    routing_stats_period_s: float = Field(0.5, ge=0.1, le=60, description="Seconds between a replica's load reports.")
+    proxy_overhead_ms: float = Field(5.0, ge=0, description="p95 of what the HTTP proxy adds before the router, ms.")
+    expected_output_tokens: int = Field(
+        256, ge=1, description="p95 of output tokens to plan for until answers were seen; max_tokens bounds it."
+    )
+    max_attempts: int = Field(
+        4, ge=1, le=32, description="Replicas that one request may be sent to, failures included."
+    )
+    failover_wait_s: float = Field(30.0, gt=0, description="Seconds to wait for a replica once one has died.")
+
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Arithmetic of weights and K/V.")
+    threads: int = Field(1, ge=1, le=1024, description="Torch threads of a replica.")
+    max_sequences: int = Field(256, ge=1, le=4096, description="Sequences of a replica that may hold K/V at once.")
+    max_waiting: int = Field(4096, ge=1, description="Requests that may wait at a replica; one more is refused (429).")
+    kv_tokens: int | None = Field(None, ge=64, description="K/V capacity of a replica in tokens; null = measured.")
+    cost_model: str | None = Field(None, description="File with a saved cost model, so that a replica starts informed.")
+
+    tiers: tuple[Tier, ...] = Field(TIERS, min_length=1, description="Named SLOs.")
+    service_tiers: dict[str, str] = Field(dict(SERVICE_TIERS), description="OpenAI's service_tier values to tiers.")
+
+    @field_validator("model")
+    @classmethod
+    def _model_is_a_checkpoint(cls, value: str) -> str:
+        path = Path(value).expanduser().resolve()
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path} has no config.json; allowed: a checkpoint directory")
+        return str(path)
+
+    @field_validator("max_replicas")
+    @classmethod
+    def _max_is_not_below_min(cls, value: int, info: object) -> int:
+        low = getattr(info, "data", {}).get("min_replicas", 1)
+        if value < low:
+            raise ValueError(f"max_replicas is {value}; allowed: at least min_replicas ({low})")
+        return value
+
+    @property
+    def served_name(self) -> str:
+        """The model's name towards clients."""
+        if self.model_name is not None:
+            return self.model_name
+        path = Path(self.model)
+        return "stepdial-tiny" if path == SHIPPED_MODEL.resolve() else path.name
