@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.attention import AttentionGroup, group_rows, padded_keys, reach_mask
+from kernels.attention import AttentionGroup, folded_rows, padded_keys, reach_mask
 
 MIN_ROWS = 16
 """Rows of a product are padded to a multiple of 8 and at least 16: then a row's bits do not depend on its batch,
@@ -81,61 +81,57 @@ def build_batch(segments: Seq[Segment], page_size: int, heads_per_kv_head: int, 
     for index, segment in enumerate(segments):
         order.setdefault((len(segment.tokens), padded_keys(segment.end)), []).append(index)
     tokens: list[int] = []
-    positions: list[np.ndarray] = []
-    slots: list[np.ndarray] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    drafts: list[int] = []
     groups: list[AttentionGroup] = []
     first_row = [0] * len(segments)
-    draft_rows: list[np.ndarray] = []
-    within_page = np.arange(page_size)
     for (rows, keys), members in order.items():
         start_row = len(tokens)
-        padded = group_rows(rows, heads_per_kv_head)
+        repeats = folded_rows(rows, heads_per_kv_head) - rows * heads_per_kv_head
         table = np.zeros((len(members), -(-keys // page_size)), dtype=np.int64)
-        reach = np.empty((len(members), padded), dtype=np.int64)
+        reach: list[list[int]] = []
         for place, index in enumerate(members):
             segment = segments[index]
-            pages = segment.pages[: table.shape[1]]
-            table[place, : len(pages)] = pages
-            row = start_row + place * rows
-            first_row[index] = row
-            tokens.extend(segment.tokens)
-            position = np.arange(segment.start, segment.end)
-            positions.append(position)
-            slots.append(table[place][position // page_size] * page_size + position % page_size)
-            reach[place, :rows] = position + 1 if segment.causal else segment.end
-            reach[place, rows:] = reach[place, 0]
+            start, end, pages = segment.start, segment.end, segment.pages
+            held = min(len(pages), table.shape[1])
+            table[place, :held] = pages[:held]
+            row = first_row[index] = len(tokens)
+            tokens += segment.tokens
+            positions += range(start, end)
+            slots += [pages[at // page_size] * page_size + at % page_size for at in range(start, end)]
+            seen = list(range(start + 1, end + 1)) if segment.causal else [end] * rows
+            reach.append(seen * heads_per_kv_head + seen[:1] * repeats)
             if segment.drafted:
-                draft_rows.append(np.arange(row, row + rows))
-        key_slots = (table[:, :, None] * page_size + within_page).reshape(len(members), -1)[:, :keys]
+                drafts += range(row, row + rows)
+        key_slots = (table[:, :, None] * page_size + np.arange(page_size)).reshape(len(members), -1)[:, :keys]
         groups.append(
             AttentionGroup(
                 start=start_row,
                 sequences=len(members),
                 rows=rows,
-                key_slots=torch.from_numpy(np.ascontiguousarray(key_slots).reshape(-1)),
-                mask=reach_mask(torch.from_numpy(reach), keys, dtype)[:, None],
+                key_slots=torch.from_numpy(key_slots.reshape(-1)),
+                mask=reach_mask(torch.tensor(reach), keys, dtype)[:, None],
             )
         )
     count = len(tokens)
-    padding = padded_rows(count) - count
+    padding = [0] * (padded_rows(count) - count)
     wanted = [first_row[index] + offset for index, segment in enumerate(segments) for offset in segment.wanted]
-    drafts = np.concatenate(draft_rows) if draft_rows else None
     return ForwardBatch(
-        token_ids=torch.tensor(tokens + [0] * padding),
-        positions=torch.from_numpy(np.concatenate([*positions, np.zeros(padding, dtype=np.int64)])),
-        slots=torch.from_numpy(np.concatenate([*slots, np.zeros(padding, dtype=np.int64)])),
+        token_ids=torch.tensor(tokens + padding),
+        positions=torch.tensor(positions + padding),
+        slots=torch.tensor(slots + padding),
         groups=groups,
-        draft_rows=None if drafts is None else torch.from_numpy(_repeat_first(drafts, padded_rows(len(drafts)))),
-        draft_count=0 if drafts is None else len(drafts),
-        logit_rows=torch.from_numpy(_repeat_first(np.array(wanted, dtype=np.int64), padded_rows(len(wanted)))),
+        draft_rows=torch.tensor(_repeat_first(drafts)) if drafts else None,
+        draft_count=len(drafts),
+        logit_rows=torch.tensor(_repeat_first(wanted)),
         wanted=len(wanted),
-        last_position=max(segment.end for segment in segments) - 1,
+        last_position=max(positions),
         query_tokens=count,
         context_tokens=sum(segment.end for segment in segments),
     )
 
 
-def _repeat_first(rows: np.ndarray, count: int) -> np.ndarray:
-    """`rows` with its first entry (or row 0) repeated up to `count` entries."""
-    first = rows[0] if len(rows) else 0
-    return np.concatenate([rows, np.full(count - len(rows), first, dtype=np.int64)])
+def _repeat_first(rows: list[int]) -> list[int]:
+    """`rows` padded with their first entry (or row 0), see `padded_rows`."""
+    return rows + (rows[:1] or [0]) * (padded_rows(len(rows)) - len(rows))

@@ -4,12 +4,11 @@ Every mode of decoding is the same attention: query row r of a sequence sees tha
 `reach[r]`. Causal rows at position p have reach p + 1, rows of a canvas the reach of the canvas's end.
 
 This is the plain PyTorch form. On a CPU it is also the fast one, and it makes a row's result independent of its
-batch: `group_rows` and `padded_keys` keep MKL's matrix products in shapes whose rows come out bit-identical.
+batch: `folded_rows` and `padded_keys` keep MKL's matrix products in shapes whose rows come out bit-identical.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -32,14 +31,13 @@ def padded_keys(reach: int) -> int:
     return blocks * 512 + (384 if 192 < rest < 384 else rest)
 
 
-def group_rows(rows: int, heads_per_kv_head: int) -> int:
-    """Query rows that a sequence is padded to: with its heads folded in, a multiple of `MIN_PRODUCT_ROWS`.
+def folded_rows(rows: int, heads_per_kv_head: int) -> int:
+    """Rows of a sequence's products: its query rows with all heads of a K/V head, up to a multiple of eight.
 
     Torch's CPU kernel cuts the rows into blocks of 32, 64 or 256, so the last block is a product of its own and must
-    have so many rows too: else a prompt's bits would depend on how it is cut into chunks.
+    have `MIN_PRODUCT_ROWS` rows too: else a prompt's bits would depend on how it is cut into chunks.
     """
-    step = MIN_PRODUCT_ROWS // math.gcd(MIN_PRODUCT_ROWS, heads_per_kv_head)
-    return -(-rows // step) * step
+    return -(-rows * heads_per_kv_head // MIN_PRODUCT_ROWS) * MIN_PRODUCT_ROWS
 
 
 @dataclass(slots=True)
@@ -50,7 +48,8 @@ class AttentionGroup:
         start: first row of the group in the batch; its rows are contiguous, sequence after sequence.
         sequences, rows: so many sequences of so many query rows each.
         key_slots: int64 `[sequences * keys]`, the K/V slot of every key position (a null slot beyond the table).
-        mask: `[sequences, 1, rows_padded, keys]` additive, 0 below a row's reach and -inf from there on.
+        mask: `[sequences, 1, folded_rows, keys]` additive, 0 below a row's reach and -inf from there on; all heads of
+            a K/V head are rows of one product, head after head, padded at the end.
     """
 
     start: int
@@ -80,25 +79,19 @@ def reach_attention(query: Tensor, kv: Tensor, groups: list[AttentionGroup], sca
     tokens, heads, dim = query.shape
     kv_heads = kv.shape[2]
     fold = heads // kv_heads
-    out = query.new_zeros(tokens, heads * dim) if not groups else None
     parts: list[Tensor] = []
     for group in groups:
         count, rows, keys = group.sequences, group.rows, group.mask.shape[-1]
-        padded = group.mask.shape[-2]
+        padding = group.mask.shape[-2] - fold * rows
         q = query[group.start : group.start + count * rows].view(count, rows, kv_heads, fold, dim)
-        q = q.permute(0, 2, 3, 1, 4)
-        if padded != rows:
-            q = torch.cat((q, q[:, :, :, :1].expand(-1, -1, -1, padded - rows, -1)), dim=3)
+        q = q.permute(0, 2, 3, 1, 4).reshape(count, kv_heads, fold * rows, dim)
+        if padding:
+            q = torch.cat((q, q[:, :, :1].expand(-1, -1, padding, -1)), dim=2)
         k, v = kv.index_select(0, group.key_slots).view(count, keys, 2, kv_heads, dim).permute(2, 0, 3, 1, 4)
-        mask = group.mask[:, :, None].expand(-1, -1, fold, -1, -1).reshape(count, 1, fold * padded, keys)
-        attended = F.scaled_dot_product_attention(
-            q.reshape(count, kv_heads, fold * padded, dim), k, v, attn_mask=mask, scale=scale
-        )
-        attended = attended.view(count, kv_heads, fold, padded, dim)[:, :, :, :rows]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, scale=scale)
+        attended = attended[:, :, : fold * rows].reshape(count, kv_heads, fold, rows, dim)
         parts.append(attended.permute(0, 3, 1, 2, 4).reshape(count * rows, heads * dim))
-    if out is not None:
-        return out
-    done = groups[-1].start + groups[-1].sequences * groups[-1].rows
+    done = sum(part.shape[0] for part in parts)
     if done < tokens:
         parts.append(query.new_zeros(tokens - done, heads * dim))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
