@@ -166,7 +166,7 @@ class EngineCore:
         for sequence in borders:
             plan = sequence.plan
             if plan.schedule:
-                rung = plan.rung_at(sequence.settled)
+                rung = plan.rung_at(sequence.output_tokens - 1)
             elif plan.pinned:
                 rung = plan.ladder[0]
             else:
@@ -177,7 +177,8 @@ class EngineCore:
     def _use_rung(self, sequence: Sequence, rung: Rung) -> None:
         entries = sequence.report.plan
         if not entries or entries[-1].rung.policy() != rung.policy():
-            entries.append(PlanEntry(sequence.settled if entries else 0, rung))
+            # Where the block starts: unlike what is settled, it grows with every block.
+            entries.append(PlanEntry(sequence.output_tokens - 1, rung))
             self.counters.rung_changes += len(entries) > 1
         sequence.rung = rung
 
@@ -260,7 +261,9 @@ class EngineCore:
     def _share_pages(self, sequence: Sequence) -> None:
         """Makes pages findable whose every token is committed."""
         size = self.pool.page_size
-        for index in range(len(sequence.page_keys), sequence.cached // size):
+        # A block that ended the sequence may have K/V beyond the text that was kept.
+        committed = min(sequence.cached, len(sequence.tokens))
+        for index in range(len(sequence.page_keys), committed // size):
             parent = sequence.page_keys[-1] if sequence.page_keys else root_key(sequence.cache_salt)
             key = page_key(parent, sequence.tokens[index * size : (index + 1) * size])
             sequence.page_keys.append(key)

@@ -75,11 +75,14 @@ class Rung:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Rung:
-        """The inverse of `to_dict`; unknown keys (`from_token` of a plan entry) are ignored."""
+        """The inverse of `to_dict`; unknown keys (`from_token` of a plan entry) are ignored.
+
+        Without `refinement_steps` diffusion has the released schedule (K = block_length), the others one step.
+        """
         known = {name: data[name] for name in Rung.__dataclass_fields__ if name in data}
         known["decoding"] = Decoding(known["decoding"])
         if known.get("refinement_steps") is None:
-            known["refinement_steps"] = 1
+            known["refinement_steps"] = known.get("block_length", 1) if known["decoding"] is Decoding.DIFFUSION else 1
         return Rung(**known)
 
 
@@ -114,8 +117,8 @@ class Plan:
     Attributes:
         ladder: rungs from best to fastest; the engine moves inside it, at borders, and never leaves it.
         start: index of the rung to start on.
-        schedule: `(from_token, rung)` pairs of a pinned `plan` field, which replaces the ladder; from_token counts
-            output tokens.
+        schedule: `(from_token, rung)` pairs of a pinned `plan` field, which replaces the ladder; from_token is the
+            output offset of a block's first token, its pending one.
         predicted_p95_ms: the planner's prediction, arrival to last byte; None without one.
         slo_ms: total latency asked for; None without one.
         reason: one sentence on what was chosen and why.
@@ -144,7 +147,7 @@ class Plan:
         return self.schedule[0][1] if self.schedule else self.ladder[self.start]
 
     def rung_at(self, output_tokens: int) -> Rung:
-        """The scheduled rung at a border with so many output tokens (pinned `plan` only)."""
+        """The scheduled rung of a block that starts after so many output tokens (pinned `plan` only)."""
         current = self.schedule[0][1]
         for from_token, rung in self.schedule:
             if from_token <= output_tokens:
@@ -178,7 +181,7 @@ class Plan:
 
 @dataclass(slots=True)
 class PlanEntry:
-    """One entry of the answer's `plan`: the rung in use from an output token on."""
+    """One entry of the answer's `plan`: the rung in use from the block on that starts at output token `from_token`."""
 
     from_token: int
     rung: Rung

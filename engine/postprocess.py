@@ -21,6 +21,7 @@ from engine.decoding.choice import Choice, RowBlock, choose
 from engine.decoding.unmask import unmask_canvases
 from engine.events import Event, Finished
 from engine.noise import Stage
+from engine.plan import PlanEntry
 from engine.sequence import Canvas, Phase, Sequence
 
 if TYPE_CHECKING:
@@ -113,8 +114,13 @@ class Postprocessor:
         report = sequence.report
         report.completion_tokens = sequence.settled
         report.latency_ms = (now - sequence.arrival_s) * 1e3
-        if sequence.score and sequence.logprob_count:
-            report.audit_logprob = sequence.logprob_sum / sequence.logprob_count
+        if not report.plan:
+            # It ended before its first border: by its first token, or by its deadline.
+            report.plan.append(PlanEntry(0, sequence.rung))
+        # Tokens that a limit or a stop string cut off are no part of the answer.
+        audited = [value for offset, value in sequence.logprobs if offset < sequence.settled]
+        if audited:
+            report.audit_logprob = sum(audited) / len(audited)
         events.append((sequence, Finished(sequence.finish_reason, report)))
         return events
 
@@ -122,9 +128,9 @@ class Postprocessor:
         sequence = item.sequence
         sequence.cached = item.segment.end
         if picks:
-            if sequence.score:
-                _add_logprob(sequence, math.log(float(choice.confidence[row])))
             set_pending(sequence, picks[0])
+            if sequence.score and sequence.tokens[-1] == picks[0]:
+                sequence.logprobs.append((0, _log(choice.confidence[row : row + 1])[0]))
             cut_at_limits(sequence, 0)
 
     def _draft(self, drafts: list[tuple[Work, int]], choice: Choice) -> None:
@@ -180,18 +186,14 @@ class Postprocessor:
             rows = logits[row : row + length - 1]
             chosen = rows.gather(1, torch.tensor(canvas.tokens[1:])[:, None])[:, 0]
             logprobs = (chosen - rows.logsumexp(-1)).tolist()
-            ratios = (chosen - rows.max(-1).values).tolist()
+            if rung.tolerance is not None:
+                candidates = rows.clone()
+                candidates[:, self.mask_token_id] = -math.inf
+                ratios = (chosen - candidates.max(-1).values).tolist()
         kept = length if len(picks) < length else kept_tokens(canvas.tokens, picks, ratios, rung.audit)
         fitting = 1 + keep_within_thinking(sequence, canvas.tokens[1:kept])
         kept = min(kept, fitting)
         pick = picks[kept - 1] if len(picks) == length else picks[-1]
-        if sequence.score:
-            settled = choice.confidence[row : row + len(picks)].log().tolist()
-            if logprobs is not None:
-                settled[: kept - 1] = logprobs[: kept - 1]
-            # Without an audit only the last row was computed: it judges the next pending token alone.
-            for value in settled[:kept] if len(picks) == length else settled:
-                _add_logprob(sequence, value)
         first_new = sequence.output_tokens
         append_tokens(sequence, canvas.tokens[1:kept])
         sequence.cached += kept
@@ -201,6 +203,16 @@ class Postprocessor:
         self.meter.observe(rung, kept, sequence.block_forwards)
         sequence.block_forwards = 0
         set_pending(sequence, pick)
+        if sequence.score:
+            values = _log(choice.confidence[row : row + len(picks)])
+            if logprobs is not None:
+                values[: kept - 1] = logprobs[: kept - 1]
+            # Without an audit only the last row was computed: it judges the next pending token alone.
+            values = values[:kept] if len(picks) == length else values
+            offsets = range(sequence.output_tokens - len(values), sequence.output_tokens)
+            # A forced end of thinking is not judged: the model did not choose it.
+            forced = sequence.tokens[-1] != pick
+            sequence.logprobs.extend(list(zip(offsets, values, strict=True))[: len(values) - forced])
         if self.observer is not None:
             self.observer(sequence.id, "look", list(sequence.tokens[-kept:]))
         cut_at_limits(sequence, first_new)
@@ -216,9 +228,10 @@ def _row_block(item: Work) -> RowBlock:
     return RowBlock(sequence, segment.start + 1, segment.wanted, Stage.CAUSAL, 0)
 
 
-def _add_logprob(sequence: Sequence, value: float) -> None:
-    sequence.logprob_sum += value
-    sequence.logprob_count += 1
+def _log(probabilities: Tensor) -> list[float]:
+    """Natural logarithms, finite where a probability is too small for float32."""
+    logs: list[float] = probabilities.clamp(min=torch.finfo(torch.float32).tiny).log().tolist()
+    return logs
 
 
 def _note_first_text(sequence: Sequence, now: float) -> None:

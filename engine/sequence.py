@@ -84,7 +84,8 @@ class Sequence:
         tokens: prompt and output; from the first border on the last one is pending.
         cached: leading tokens with K/V. pages: the K/V pages, in order. page_keys: hash chain of its full pages.
         settled: output tokens that are decided and may be shown (pending is shown late by diffusion).
-        score: whether log p_AR of the output is wanted. cut_at_s: deadline at which the text is cut, engine clock.
+        score: whether log p_AR of the output is wanted; logprobs: (output offset, log p_AR) as the looks find them.
+        cut_at_s: deadline at which the text is cut, engine clock.
         thinking_from: output offset at which an open thinking section began, else None.
         last_served: number of the last forward it took part in. block_forwards: forwards spent on the open block.
     """
@@ -114,8 +115,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     block_forwards: int = 0
     first_served_s: float | None = None
-    logprob_sum: float = 0.0
-    logprob_count: int = 0
+    logprobs: list[tuple[int, float]] = field(default_factory=list)
 
     @property
     def output(self) -> list[int]:

@@ -8,7 +8,8 @@ slot costs in tokens, and one number couples all sequences.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence as Seq
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from engine.plan import Rung
@@ -39,8 +40,8 @@ class TokensPerForward:
         return (prior * self.weight + self._tokens.get(key, 0.0)) / (self.weight + forwards)
 
     def to_dict(self) -> dict[str, float]:
-        """Measured values by a readable name of the policy."""
-        return {str(key): self._tokens[key] / count for key, count in self._forwards.items() if count > 0}
+        """Measured values by a readable name of the policy; other threads may ask while the loop observes."""
+        return {str(key): tokens / self._forwards[key] for key, tokens in list(self._tokens.items())}
 
 
 @dataclass(frozen=True, slots=True)
