@@ -18,16 +18,16 @@ def keep_within_thinking(sequence: Sequence, tokens: list[int]) -> int:
             opened = None
         elif opened is not None and offset >= opened + limits.max_thinking_tokens:
             return place
-        elif token == limits.think_open:
+        elif token == limits.think_open and opened is None:
             opened = offset + 1
     return len(tokens)
 
 
 def append_tokens(sequence: Sequence, tokens: list[int]) -> None:
-    """Adds decided tokens to the output and follows thinking sections."""
+    """Adds decided tokens to the output and follows thinking sections; one that is open is not opened again."""
     for token in tokens:
         sequence.tokens.append(token)
-        if token == sequence.limits.think_open:
+        if token == sequence.limits.think_open and sequence.thinking_from is None:
             sequence.thinking_from = sequence.output_tokens
         elif token == sequence.limits.think_close:
             sequence.thinking_from = None
