@@ -7,9 +7,9 @@ import itertools
 import json
 import logging
 import threading
-import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence as Seq
+from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,8 +159,10 @@ class Engine:
         sequence = self._sequence(prompt_token_ids, options, plan, request_id)
         stream = _Stream(asyncio.get_running_loop())
         self._streams[sequence] = stream
-        self._post("add", sequence)
         try:
+            # Only now is it certain that a loop which ends meanwhile ends this stream too.
+            self._check_alive()
+            self._post("add", sequence)
             while True:
                 event = await stream.queue.get()
                 if isinstance(event, BaseException):
@@ -172,9 +174,7 @@ class Engine:
             if self._streams.pop(sequence, None) is not None and sequence.finish_reason is None:
                 self._post("cancel", sequence)
 
-    def run_sync(
-        self, requests: Seq[tuple[Seq[int], GenerationOptions, Plan | None]]
-    ) -> Iterator[tuple[int, Event]]:
+    def run_sync(self, requests: Seq[tuple[Seq[int], GenerationOptions, Plan | None]]) -> Iterator[tuple[int, Event]]:
         """Runs all requests in one batch on the caller's thread; yields (index of the request, event).
 
         For engines whose loop was not started. Raises InvalidRequest on the first bad request, before any forward.
@@ -185,9 +185,13 @@ class Engine:
         index_of = {sequence: index for index, sequence in enumerate(sequences)}
         for sequence in sequences:
             self.core.add(sequence)
-        while not self.core.idle:
-            for sequence, event in self.core.step():
-                yield index_of[sequence], event
+        try:
+            while not self.core.idle:
+                for sequence, event in self.core.step():
+                    yield index_of[sequence], event
+        finally:
+            for sequence in sequences:
+                self.core.cancel(sequence)
 
     def stats(self) -> EngineStats:
         """A snapshot of queue, pages, counters and coefficients."""
@@ -290,5 +294,3 @@ def _free_memory_bytes() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     raise RuntimeError("/proc/meminfo has no MemAvailable line; set kv_tokens")
-
-
