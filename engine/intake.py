@@ -46,7 +46,9 @@ class Intake:
         options.check(self.model.block_size, self.model.vocab_size)
         self._check_prompt(prompt, options)
         if options.stop and self.tokenizer is None:
-            raise InvalidRequest("stop", "stop strings need a tokenizer, and this checkpoint has none; use stop_token_ids")
+            raise InvalidRequest(
+                "stop", "stop strings need a tokenizer, which this checkpoint lacks; use stop_token_ids"
+            )
         if plan is None:
             plan = resolve_plan(options, self.model.block_size, self.ladder)
         seed = options.seed if options.seed is not None else secrets.randbits(63)
@@ -85,7 +87,7 @@ class Intake:
         return frozenset(self.model.eos_token_ids)
 
     def _think_ids(self, options: GenerationOptions) -> tuple[int, int]:
-        """Ids of the thinking markers; those of the family where the checkpoint has no tokenizer (contract section 6)."""
+        """Ids of the thinking markers; the family's where the checkpoint has no tokenizer (contract section 6)."""
         if self.tokenizer is None:
             return FAMILY_THINK_IDS
         opened, closed = self.tokenizer.think_open_id, self.tokenizer.think_close_id
@@ -106,7 +108,8 @@ class Intake:
         longest = self.capacity - 1
         if len(prompt) > longest:
             raise InvalidRequest(
-                "prompt", f"prompt has {len(prompt)} tokens; allowed: at most {longest} (the context is {self.capacity})"
+                "prompt",
+                f"prompt has {len(prompt)} tokens; allowed: at most {longest} (the context is {self.capacity})",
             )
         if options.max_tokens is not None and len(prompt) + options.max_tokens > self.capacity:
             raise InvalidRequest(

@@ -100,7 +100,7 @@ class PagePool:
         return pages, keys
 
     def share(self, page: int, key: bytes) -> None:
-        """Makes a full, committed page findable. If another page holds the same prefix, that one stays the shared one."""
+        """Makes a full, committed page findable, unless another page with the same prefix is already."""
         if self.reuse and key not in self._page_of and page not in self._key_of:
             self._page_of[key] = page
             self._key_of[page] = key

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from engine.errors import InvalidRequest
-from engine.plan import Decoding, Plan, Rung, audit_value, diffusion, self_speculation
 from engine.plan import AR as AR_RUNG
+from engine.plan import Decoding, Plan, Rung, audit_value, diffusion, self_speculation
 
 DEFAULT_THRESHOLD = 0.9
 MAX_STOP_STRINGS = 16
@@ -197,8 +197,7 @@ def pinned_rung(options: GenerationOptions, block_size: int) -> Rung | None:
     if options.refinement_steps is not None:
         return diffusion(length, options.refinement_steps, options.threshold, audit)
     if options.threshold_given:
-        steps = options.max_refinement_steps if options.threshold is not None else None
-        return diffusion(length, steps, options.threshold, audit)
+        return diffusion(length, options.max_refinement_steps, options.threshold, audit)
     if options.latency_slo_ms is None and options.ttft_slo_ms is None:
         return diffusion(length, options.max_refinement_steps, DEFAULT_THRESHOLD, audit)
     return None
@@ -210,9 +209,8 @@ def allowed_rungs(options: GenerationOptions, ladder: Sequence[Rung]) -> tuple[R
     def fits(rung: Rung) -> bool:
         if options.decoding != "auto" and rung.decoding.value != options.decoding:
             return False
-        if options.block_length is not None and rung.decoding is not Decoding.AR:
-            if rung.block_length != options.block_length:
-                return False
+        if options.block_length not in (None, rung.block_length) and rung.decoding is not Decoding.AR:
+            return False
         if rung.is_diffusion:
             steps = rung.refinement_steps
             if options.refinement_steps is not None and steps != options.refinement_steps:
@@ -245,7 +243,9 @@ def scheduled_plan(options: GenerationOptions, block_size: int) -> Plan | None:
             fits = 1 <= rung.refinement_steps <= rung.block_length <= block_size
             in_range = rung.threshold is None or 0 <= rung.threshold <= 1
         except (KeyError, ValueError, TypeError) as error:
-            raise InvalidRequest("plan", f"{where} is not a plan entry ({error}); pass it as an answer gave it") from None
+            raise InvalidRequest(
+                "plan", f"{where} is not a plan entry ({error}); pass it as an answer gave it"
+            ) from None
         if not (ordered and fits and in_range):
             raise InvalidRequest(
                 "plan",
@@ -254,6 +254,10 @@ def scheduled_plan(options: GenerationOptions, block_size: int) -> Plan | None:
             )
         if rung.decoding is Decoding.SELF_SPECULATION:
             rung = self_speculation(rung.block_length, rung.threshold)
+        elif rung.decoding is Decoding.AR:
+            if rung.block_length != 1:
+                raise InvalidRequest("plan", f"{where}.block_length is {rung.block_length}; allowed with ar: 1")
+            rung = AR_RUNG
         schedule.append((start, rung))
     return Plan(ladder=(schedule[0][1],), schedule=tuple(schedule), reason="the request's own plan was followed")
 
@@ -274,7 +278,8 @@ def resolve_plan(options: GenerationOptions, block_size: int, ladder: Sequence[R
         return Plan(ladder=(rung,), reason="pinned by the request")
     rungs = allowed_rungs(options, equivalent_to_ar(ladder) if options.decoding == "auto" else ladder)
     if not rungs and options.decoding == "diffusion":
-        rungs = (diffusion(options.block_length or block_size, options.max_refinement_steps, DEFAULT_THRESHOLD),)
+        length, audit = options.block_length or block_size, "off" if options.audit is None else options.audit
+        rungs = (diffusion(length, options.max_refinement_steps, DEFAULT_THRESHOLD, audit),)
     if not rungs:
         rungs = (AR_RUNG,)
     return Plan(ladder=rungs, reason=f"{len(rungs)} rungs of the checkpoint's ladder that keep AR's quality")
@@ -288,7 +293,9 @@ def equivalent_to_ar(ladder: Sequence[Rung], within: float = 0.01) -> tuple[Rung
         if rung.exact:
             return True
         return (
-            ar_quality is not None and rung.expected_quality is not None and rung.expected_quality >= ar_quality - within
+            ar_quality is not None
+            and rung.expected_quality is not None
+            and rung.expected_quality >= ar_quality - within
         )
 
     return tuple(rung for rung in ladder if equal(rung))
