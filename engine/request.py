@@ -6,7 +6,7 @@ One owner of names and bounds for `run-batch`, the engine API and HTTP alike (`r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -49,38 +49,43 @@ UNSUPPORTED_SAMPLING: dict[str, tuple[Any, ...]] = {
 }
 """Fields of public clients that would change the answer and are not built: the values that change nothing pass."""
 
+# A string or a flag is no number, and NaN is none either: lax conversion would hide the mistake in an answer.
+Count = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
+
 
 class GenerationOptions(BaseModel):
     """Sampling, limits and decoding fields. Unknown fields are ignored unless they would change the answer."""
 
     model_config = ConfigDict(extra="allow", arbitrary_types_allowed=False)
 
-    max_tokens: int | None = Field(None, ge=1, description="Most output tokens; null = up to the context's end.")
-    min_tokens: int = Field(0, ge=0, description="EOS and stop ids are banned at the first so many output offsets.")
-    temperature: float = Field(1.0, ge=0, le=2, description="0 = the most likely token.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus: the smallest set with at least this probability.")
-    top_k: int = Field(-1, ge=-1, description="Keep the k most likely tokens; -1 or 0 = all.")
-    seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="Same seed, same answer; absent = chosen.")
-    n: int = Field(1, ge=1, le=1, description="Answers per request; 1 until more is built.")
+    max_tokens: Count | None = Field(None, ge=1, description="Most output tokens; null = up to the context's end.")
+    min_tokens: Count = Field(0, ge=0, description="EOS and stop ids are banned at the first so many output offsets.")
+    temperature: Number = Field(1.0, ge=0, le=2, description="0 = the most likely token.")
+    top_p: Number = Field(1.0, gt=0, le=1, description="Nucleus: the smallest set with at least this probability.")
+    top_k: Count = Field(-1, ge=-1, description="Keep the k most likely tokens; -1 or 0 = all.")
+    seed: Count | None = Field(None, ge=-(2**63), lt=2**64, description="Same seed, same answer; absent = chosen.")
+    n: Count = Field(1, ge=1, le=1, description="Answers per request; 1 until more is built.")
     stop: list[str] = Field(default_factory=list, max_length=MAX_STOP_STRINGS, description="Stop strings.")
-    stop_token_ids: list[int] = Field(default_factory=list, max_length=64, description="Ids that end the answer.")
-    ignore_eos: bool = Field(False, description="Go on past EOS, up to max_tokens.")
-    max_thinking_tokens: int | None = Field(None, ge=0, description="Then the end-of-thinking token is next.")
+    stop_token_ids: list[Count] = Field(default_factory=list, max_length=64, description="Ids that end the answer.")
+    ignore_eos: Flag = Field(False, description="Go on past EOS, up to max_tokens.")
+    max_thinking_tokens: Count | None = Field(None, ge=0, description="Then the end-of-thinking token is next.")
 
     decoding: Literal["auto", "diffusion", "ar", "self_speculation"] = Field(
         "auto", description="Anything but auto pins the mode."
     )
-    block_length: int | None = Field(None, ge=1, description="Pins the block length; at most block_size.")
-    refinement_steps: int | None = Field(None, ge=1, description="The step budget K of a block.")
-    max_refinement_steps: int | None = Field(None, ge=1, description="Ceiling of what a plan may choose.")
-    min_refinement_steps: int | None = Field(None, ge=1, description="Floor of what a plan may choose.")
-    threshold: float | None = Field(None, ge=0, le=1, description="Commit early above it; null = never early.")
+    block_length: Count | None = Field(None, ge=1, description="Pins the block length; at most block_size.")
+    refinement_steps: Count | None = Field(None, ge=1, description="The step budget K of a block.")
+    max_refinement_steps: Count | None = Field(None, ge=1, description="Ceiling of what a plan may choose.")
+    min_refinement_steps: Count | None = Field(None, ge=1, description="Floor of what a plan may choose.")
+    threshold: Number | None = Field(None, ge=0, le=1, description="Commit early above it; null = never early.")
     audit: str | float | None = Field(None, description="off, score, exact, or a tolerance in (0, 1).")
-    min_expected_quality: float | None = Field(None, ge=0, le=1, description="A plan may not go below it.")
+    min_expected_quality: Number | None = Field(None, ge=0, le=1, description="A plan may not go below it.")
     plan: list[dict[str, Any]] | None = Field(None, min_length=1, max_length=4096, description="Pins everything.")
 
-    latency_slo_ms: float | None = Field(None, gt=0, description="Total latency asked for, arrival to last byte.")
-    ttft_slo_ms: float | None = Field(None, gt=0, description="Latency asked for up to the first text.")
+    latency_slo_ms: Number | None = Field(None, gt=0, description="Total latency asked for, arrival to last byte.")
+    ttft_slo_ms: Number | None = Field(None, gt=0, description="Latency asked for up to the first text.")
     on_infeasible: Literal["reject", "degrade"] | None = Field(None, description="What to do with an SLO nobody meets.")
     on_deadline: Literal["finish", "cut"] = Field("finish", description="cut: return what is committed.")
     cache_salt: str | None = Field(None, max_length=256, description="Prefixes are shared within the same salt only.")
