@@ -41,7 +41,7 @@ class LLM:
     def __init__(self, path: str | Path, config: EngineConfig | None = None) -> None:
         self.engine = Engine.from_pretrained(path, config)
 
-    def encode(self, prompt: Prompt, **template_options: Any) -> list[int]:
+    def encode(self, prompt: Prompt, /, **template_options: Any) -> list[int]:
         """Token ids of a prompt. Raises InvalidRequest where the checkpoint has no tokenizer for it."""
         if not isinstance(prompt, str) and all(isinstance(token, int) for token in prompt):
             return [token for token in prompt if isinstance(token, int)]

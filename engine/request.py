@@ -180,9 +180,13 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
     field = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-")) or "body"
     if first["type"] == "missing":
         return InvalidRequest(field, f"{field} is required")
-    value = repr(first.get("input"))
-    shown = value if len(value) <= 80 else value[:77] + "..."
-    return InvalidRequest(field, f"{field} is {shown}: {message[:1].lower()}{message[1:]}")
+    return InvalidRequest(field, f"{field} is {shown(first.get('input'))}: {message[:1].lower()}{message[1:]}")
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it, shortened."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def pinned_rung(options: GenerationOptions, block_size: int) -> Rung | None:

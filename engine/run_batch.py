@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.errors import InvalidRequest
 from engine.llm import LLM, Output
-from engine.request import GenerationOptions, parse_options
+from engine.request import GenerationOptions, parse_options, shown
 
 PROMPT_FIELDS = ("prompt", "prompt_token_ids", "messages")
 
@@ -52,19 +52,24 @@ def run_batch(llm: LLM, lines: Iterable[str], progress: bool | None = None) -> l
 
 def run_batch_files(llm: LLM, source: Path, target: Path, progress: bool | None = None) -> tuple[int, int]:
     """`run_batch` from file to file. Returns how many rows were answered and how many had an error."""
-    with source.open(encoding="utf-8") as file:
+    with source.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         rows = run_batch(llm, file, progress)
     with target.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            # Escaped, because an id may hold a lone surrogate, which no encoding can write.
+            file.write(json.dumps(row) + "\n")
     failed = sum(row["error"] is not None for row in rows)
     return len(rows) - failed, failed
 
 
 def _parse(line: str, number: int) -> dict[str, Any]:
     try:
+        line.encode()
         data = json.loads(line)
-    except json.JSONDecodeError as error:
+    except UnicodeEncodeError:
+        raise InvalidRequest("body", f"line {number} is not UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        # Besides bad syntax: a number of more digits than Python reads, and arrays nested too deep.
         raise InvalidRequest("body", f"line {number} is not JSON: {error}") from None
     if not isinstance(data, dict):
         raise InvalidRequest("body", f"line {number} must be a JSON object, not {type(data).__name__}")
@@ -78,15 +83,19 @@ def _prompt(llm: LLM, data: dict[str, Any]) -> list[int]:
         raise InvalidRequest("prompt", f"give exactly one of {', '.join(PROMPT_FIELDS)} (got {given or 'none'})")
     name, value = given[0], data[given[0]]
     if name == "messages":
-        template = data.get("chat_template_kwargs") or {}
-        if not isinstance(template, dict):
-            raise InvalidRequest("chat_template_kwargs", f"chat_template_kwargs is {template!r}; allowed: an object")
+        names = data.get("chat_template_kwargs") or {}
+        if not isinstance(names, dict):
+            raise InvalidRequest("chat_template_kwargs", f"chat_template_kwargs is {shown(names)}; allowed: an object")
+        thinking = data.get("enable_thinking")
+        template = names if thinking is None else {**names, "enable_thinking": bool(thinking)}
+        if not isinstance(value, list) or not all(isinstance(message, dict) for message in value) or not value:
+            raise InvalidRequest("messages", f"messages is {shown(value)}; allowed: a list of at least one message")
         return llm.encode(value, **template)
     if name == "prompt" and isinstance(value, str):
         return llm.encode(value)
     if isinstance(value, list) and all(isinstance(token, int) and not isinstance(token, bool) for token in value):
         return value
-    raise InvalidRequest(name, f"{name} is {value!r}; allowed: {'text or ' if name == 'prompt' else ''}token ids")
+    raise InvalidRequest(name, f"{name} is {shown(value)}; allowed: {'text or ' if name == 'prompt' else ''}token ids")
 
 
 def _answer(output: Output) -> dict[str, Any]:
