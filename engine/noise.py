@@ -20,7 +20,7 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _WORD = 0xFFFFFFFF
 _ROUNDS = 10
 _LARGEST_UNIFORM = 1.0 - 2.0**-24
-_COUNTERS_AT_ONCE = 1 << 16  # the int64 buffers stay in the last-level cache
+_COUNTERS_AT_ONCE = 1 << 14  # the buffers of a round stay in a core's own cache
 
 
 class Stage(IntEnum):
@@ -74,22 +74,41 @@ def gumbel_noise(
     rows = seeds.shape[0]
     noise = torch.empty(rows, groups, 4, dtype=torch.float32, device=seeds.device)
     rows_at_once = max(1, _COUNTERS_AT_ONCE // groups)
-    columns = torch.stack((seeds & _WORD, (seeds >> 32) & _WORD, positions, stages | (steps << 8), choices))[..., None]
+    columns = _columns(seeds, positions, stages, steps, choices)[..., None]
+    ids = torch.arange(groups, device=seeds.device)
     for first in range(0, rows, rows_at_once):
-        part = columns[:, first : first + rows_at_once]
-        if seeds.device.type == "cpu":
-            # NumPy's integer operations start several times faster than torch's, which is what one row costs.
-            words = _words(part.numpy(), np.arange(groups))
-            noise[first : first + rows_at_once].numpy()[...] = np.stack(words, axis=-1)
-        else:
-            ids = torch.arange(groups, device=seeds.device)
-            noise[first : first + rows_at_once] = torch.stack(_words(part, ids), dim=-1)
-    # The exponential -log(1 - u) is finest where it is small, and it is the small ones that win: unlikely tokens keep
-    # their probability down to 2**-33.
-    uniform = noise.view(rows, 4 * groups).mul_(2.0**-32).add_(2.0**-33).clamp_(max=_LARGEST_UNIFORM)
-    return uniform.neg_().log1p_().neg_().log_().neg_()[:, :vocab_size]
+        part = slice(first, first + rows_at_once)
+        noise[part] = _words(columns[:, part], ids)
+    return _gumbel(noise).view(rows, 4 * groups)[:, :vocab_size]
 
 
-def _words(columns: Array, ids: Array) -> tuple[Array, Array, Array, Array]:
-    seed_low, seed_high, positions, where, choices = columns
-    return philox((ids[None], positions, where, choices), (seed_low, seed_high))
+def gumbel_noise_at(
+    seeds: Tensor, positions: Tensor, stages: Tensor, steps: Tensor, choices: Tensor, token_ids: Tensor
+) -> Tensor:
+    """The entries of `gumbel_noise` for single tokens: `[tokens]` float32; all arguments are int64 `[tokens]`."""
+    words = _words(_columns(seeds, positions, stages, steps, choices), token_ids >> 2)
+    return _gumbel(words.gather(1, (token_ids & 3)[:, None])[:, 0].float())
+
+
+def _columns(seeds: Tensor, positions: Tensor, stages: Tensor, steps: Tensor, choices: Tensor) -> Tensor:
+    return torch.stack((seeds & _WORD, (seeds >> 32) & _WORD, positions, stages | (steps << 8), choices))
+
+
+def _words(columns: Tensor, ids: Tensor) -> Tensor:
+    """The four words of each counter in a new last dimension."""
+    if columns.device.type == "cpu":
+        # NumPy's integer operations start several times faster than torch's, which is what one row costs.
+        low, high, position, where, choice = columns.numpy()
+        return torch.from_numpy(np.stack(philox((ids.numpy(), position, where, choice), (low, high)), axis=-1))
+    low, high, position, where, choice = columns
+    return torch.stack(philox((ids, position, where, choice), (low, high)), dim=-1)
+
+
+def _gumbel(words: Tensor) -> Tensor:
+    """Gumbel noise from float32 values of random words, in place.
+
+    The exponential -log(1 - u) is finest where it is small, and it is the small ones that win: unlikely tokens keep
+    their probability down to 2**-33.
+    """
+    uniform = words.mul_(2.0**-32).add_(2.0**-33).clamp_(max=_LARGEST_UNIFORM)
+    return uniform.neg_().log1p_().neg_().log_().neg_()

@@ -90,7 +90,10 @@ def unmask_torch(
     if stop_ids.shape[1] == 0:
         return Unmasked(masks_left, torch.full_like(length, -1), masks_left == 0)
     left = is_open ^ chosen
-    is_stop = (canvas[:, :, None] == stop_ids[:, None, :]).any(2) & inside & ~left
+    is_stop = canvas == stop_ids[:, :1]
+    for column in range(1, stop_ids.shape[1]):  # nearly always one
+        is_stop |= canvas == stop_ids[:, column : column + 1]
+    is_stop &= inside & ~left
     first_mask = torch.where(left, offsets, width).amin(1)
     first_stop = torch.where(is_stop, offsets, width).amin(1)
     first_stop = torch.where(first_stop < first_mask, first_stop, -1)

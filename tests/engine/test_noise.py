@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.noise import Stage, gumbel_noise, philox, seed_bits
+from engine.noise import Stage, gumbel_noise, gumbel_noise_at, philox, seed_bits
 
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, result.
 KNOWN_ANSWERS = [
@@ -98,6 +98,14 @@ def test_a_long_batch_is_cut_in_pieces_without_a_trace() -> None:
     for index in (0, 1, 346, 347, 348, 699):
         assert torch.equal(together[index], one_row(index, 0, 0, 0, 0, 754))
     assert torch.equal(one_row(3, 0, 0, 0, 0, 5000)[:754], one_row(3, 0, 0, 0, 0, 754))
+
+
+def test_noise_of_single_tokens_is_the_same() -> None:
+    seeds, zeros = torch.tensor([5, 5, 2**62, -3]), torch.zeros(4, dtype=torch.int64)
+    positions, tokens = torch.tensor([0, 9, 9, 9]), torch.tensor([0, 201, 77, 130_999])
+    single = gumbel_noise_at(seeds, positions, zeros, zeros, zeros, tokens)
+    whole = gumbel_noise(seeds, positions, zeros, zeros, zeros, 131_072)
+    assert torch.equal(single, whole.gather(1, tokens[:, None])[:, 0])
 
 
 def test_every_number_of_the_counter_changes_the_noise() -> None:

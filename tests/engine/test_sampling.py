@@ -135,6 +135,21 @@ def test_filters_keep_what_the_definition_keeps(rows: list[tuple[list[float], in
             assert filtered[index, token] == logits[index, token]
 
 
+@pytest.mark.parametrize("top_k", [0, 5, 63, 64, 65, 150, 300, 1000])
+@pytest.mark.parametrize("top_p", [0.2, 0.903, 0.9997, 1.0])
+def test_filters_on_flat_and_peaked_rows_at_once(top_k: int, top_p: float) -> None:
+    """Rows whose filter keeps one token, some, and nearly all of 300."""
+    logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(8)) * torch.tensor(
+        [[0.01], [1.0], [4.0], [30.0]]
+    )
+    filtered = filter_logits(logits, torch.full((4,), top_k), torch.full((4,), top_p))
+    for row in range(4):
+        kept = {token for token in range(300) if filtered[row, token] > float("-inf")}
+        assert kept == slow_filter(logits[row].tolist(), top_k, top_p)
+        alone = filter_logits(logits[row : row + 1], torch.tensor([top_k]), torch.tensor([top_p]))
+        assert torch.equal(alone[0], filtered[row])
+
+
 def chi_square(counts: Tensor, probabilities: Tensor) -> float:
     """The statistic over all tokens that are expected at least 5 times; the others count as one cell."""
     expected = probabilities * counts.sum()
@@ -175,12 +190,13 @@ def test_unlikely_tokens_keep_their_probability() -> None:
     assert 50 <= int((tokens == 1).sum()) <= 150
 
 
-def test_a_pick_does_not_depend_on_the_other_rows() -> None:
-    logits = torch.randn(64, 97, generator=torch.Generator().manual_seed(6))
-    rows = random_rows(list(range(64)), temperature=1.5, top_k=40, top_p=0.95, seed=77)
+@pytest.mark.parametrize(("top_k", "top_p"), [(40, 0.95), (0, 1.0), (0, 0.99)])
+def test_a_pick_does_not_depend_on_the_other_rows(top_k: int, top_p: float) -> None:
+    logits = torch.randn(64, 297, generator=torch.Generator().manual_seed(6)) * torch.linspace(0.1, 10, 64)[:, None]
+    rows = random_rows(list(range(64)), 1.5, top_k, top_p, seed=77)
     tokens, confidence = pick(logits, MASK_ID, rows)
-    for row in (0, 13, 63):
-        alone = random_rows([0], 1.5, 40, 0.95, 77, positions=[row])
+    for row in range(64):
+        alone = random_rows([0], 1.5, top_k, top_p, 77, positions=[row])
         token, sure = pick(logits[row : row + 1].clone(), MASK_ID, alone)
         assert token[0] == tokens[row]
         assert sure[0] == confidence[row]
