@@ -10,7 +10,10 @@ from typing import Annotated, Literal
 import typer
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Serve and examine diffusion language models.", pretty_exceptions_enable=False
+    no_args_is_help=True,
+    add_completion=False,
+    help="Serve and examine diffusion language models.",
+    pretty_exceptions_enable=False,
 )
 
 Split = Literal["train", "calibration", "test"]

@@ -304,9 +304,7 @@ def segment(sequence: Sequence, tokens: int) -> Segment:
         end = start + tokens
         last = end == sequence.prefill_target and not sequence.has_pending
         return Segment(sequence.tokens[start:end], start, True, False, [tokens - 1] if last else [], sequence.pages)
-    canvas = sequence.canvas
-    if canvas is None:
-        raise RuntimeError(f"sequence {sequence.id} has no canvas")
+    canvas = sequence.open_canvas
     if sequence.phase is Phase.DRAFT:
         masked = [offset for offset, hidden in enumerate(canvas.masked) if hidden]
         return Segment(canvas.tokens, start, False, sequence.rung.uses_draft_adapter, masked, sequence.pages)

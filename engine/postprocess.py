@@ -134,12 +134,9 @@ class Postprocessor:
             cut_at_limits(sequence, 0)
 
     def _draft(self, drafts: list[tuple[Work, int]], choice: Choice) -> None:
-        unmask_canvases([(item.sequence, item.segment.wanted, row) for item, row in drafts], choice)
-        for item, _ in drafts:
-            sequence = item.sequence
-            canvas = sequence.canvas
-            if canvas is None:
-                raise RuntimeError(f"sequence {sequence.id} drafted without a canvas")
+        open_drafts = [(item.sequence, item.sequence.open_canvas, item.segment.wanted, row) for item, row in drafts]
+        unmask_canvases(open_drafts, choice)
+        for sequence, canvas, _, _ in open_drafts:
             canvas.step += 1
             sequence.block_forwards += 1
             if sequence.rung.is_diffusion:
@@ -176,9 +173,7 @@ class Postprocessor:
             cut_at_limits(sequence, first_new)
 
     def _look(self, item: Work, picks: list[int], logits: Tensor, choice: Choice, row: int) -> None:
-        sequence, canvas, rung = item.sequence, item.sequence.canvas, item.sequence.rung
-        if canvas is None:
-            raise RuntimeError(f"sequence {sequence.id} looked without a canvas")
+        sequence, canvas, rung = item.sequence, item.sequence.open_canvas, item.sequence.rung
         length = len(canvas.tokens)
         ratios: list[float] | None = None
         logprobs: list[float] | None = None
@@ -223,8 +218,7 @@ def _row_block(item: Work) -> RowBlock:
     sequence, segment = item.sequence, item.segment
     if item.phase is Phase.DRAFT:
         stage = Stage.DENOISE if sequence.rung.is_diffusion else Stage.DRAFT
-        step = sequence.canvas.step if sequence.canvas is not None else 0
-        return RowBlock(sequence, segment.start, segment.wanted, stage, step)
+        return RowBlock(sequence, segment.start, segment.wanted, stage, sequence.open_canvas.step)
     return RowBlock(sequence, segment.start + 1, segment.wanted, Stage.CAUSAL, 0)
 
 

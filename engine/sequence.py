@@ -135,9 +135,14 @@ class Sequence:
     def phase(self) -> Phase:
         if self.cached < self.prefill_target:
             return Phase.PREFILL
+        return Phase.DRAFT if self.open_canvas.drafting else Phase.LOOK
+
+    @property
+    def open_canvas(self) -> Canvas:
+        """The block in work. Raises RuntimeError at a border, where there is none."""
         if self.canvas is None:
             raise RuntimeError(f"sequence {self.id} is at a border: open a canvas first")
-        return Phase.DRAFT if self.canvas.drafting else Phase.LOOK
+        return self.canvas
 
     @property
     def at_border(self) -> bool:

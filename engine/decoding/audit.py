@@ -29,8 +29,6 @@ def kept_tokens(canvas: Seq[int], picks: Seq[int], log_ratios: Seq[float] | None
     if not isinstance(audit, float) or log_ratios is None:
         raise ValueError(f"audit {audit!r} needs the ratios of the causal pass")
 
-
-
     for offset in range(length - 1):
         if math.exp(log_ratios[offset]) < audit:
             return offset + 1

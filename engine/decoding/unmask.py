@@ -7,51 +7,67 @@ import torch
 
 from engine.decoding.canvas import steps_left
 from engine.decoding.choice import Choice
-from engine.sequence import Sequence
+from engine.sequence import Canvas, Sequence
 from kernels.unmask import NEVER, unmask
 
+Draft = tuple[Sequence, Canvas, list[int], int]
+"""A sequence, its canvas, the canvas's masked offsets, and the row of the choice where they start."""
 
-def unmask_canvases(drafts: list[tuple[Sequence, list[int], int]], choice: Choice) -> None:
-    """Commits tokens in every canvas, in place.
 
-    Args:
-        drafts: per sequence its masked offsets and the row of `choice` where they start.
-    """
-    canvases = [sequence.canvas for sequence, _, _ in drafts if sequence.canvas is not None]
-    width = max(len(canvas.tokens) for canvas in canvases)
-    count = len(canvases)
+def unmask_canvases(drafts: list[Draft], choice: Choice) -> None:
+    """Commits tokens in every canvas, in place."""
+    open_drafts = []
+    for draft in drafts:
+        sequence, canvas, _, _ = draft
+        # The one step of most drafts needs no ranking: all masks go, and AR judges the result.
+        if steps_left(sequence, canvas) == 1 and not sequence.rung.is_diffusion:
+            _fill(draft, choice)
+        else:
+            open_drafts.append(draft)
+    if open_drafts:
+        _rank_and_commit(open_drafts, choice)
+
+
+def _fill(draft: Draft, choice: Choice) -> None:
+    """The unmask rule for the last step of a budget: every mask is committed."""
+    _, canvas, offsets, row = draft
+    for offset, token in zip(offsets, choice.tokens[row : row + len(offsets)].tolist(), strict=True):
+        canvas.tokens[offset] = token
+    canvas.masked = [False] * len(canvas.tokens)
+    canvas.masks_left = 0
+
+
+def _rank_and_commit(drafts: list[Draft], choice: Choice) -> None:
+    count = len(drafts)
+    width = max(len(canvas.tokens) for _, canvas, _, _ in drafts)
     canvas_ids = np.zeros((count, width), dtype=np.int64)
     masked = np.zeros((count, width), dtype=bool)
-    for place, canvas in enumerate(canvases):
+    for place, (_, canvas, _, _) in enumerate(drafts):
         canvas_ids[place, : len(canvas.tokens)] = canvas.tokens
         masked[place, : len(canvas.masked)] = canvas.masked
-    places = torch.from_numpy(np.repeat(np.arange(count), [len(offsets) for _, offsets, _ in drafts]))
-    offsets = torch.tensor([offset for _, offsets, _ in drafts for offset in offsets])
-    rows = torch.from_numpy(np.concatenate([np.arange(row, row + len(offsets)) for _, offsets, row in drafts]))
+    lengths = [len(offsets) for _, _, offsets, _ in drafts]
+    places = torch.from_numpy(np.repeat(np.arange(count), lengths))
+    offsets = torch.tensor([offset for _, _, masks, _ in drafts for offset in masks])
+    rows = torch.from_numpy(np.concatenate([np.arange(row, row + len(masks)) for _, _, masks, row in drafts]))
     candidate = torch.zeros(count, width, dtype=torch.int64)
     confidence = torch.zeros(count, width, dtype=torch.float32)
     candidate[places, offsets] = choice.tokens[rows]
     confidence[places, offsets] = choice.confidence[rows]
     ids, flags = torch.from_numpy(canvas_ids), torch.from_numpy(masked)
-    sequences = [sequence for sequence, _, _ in drafts]
+    thresholds = [sequence.rung.threshold for sequence, _, _, _ in drafts]
     result = unmask(
         ids,
         flags,
         candidate,
         confidence,
-        length=torch.tensor([len(canvas.tokens) for canvas in canvases]),
-        steps_left=torch.tensor(
-            [steps_left(sequence, canvas) for sequence, canvas in zip(sequences, canvases, strict=True)]
-        ),
-        threshold=torch.tensor(
-            [NEVER if sequence.rung.threshold is None else sequence.rung.threshold for sequence in sequences],
-            dtype=torch.float32,
-        ),
-        stop_ids=_stop_ids(sequences),
+        length=torch.tensor([len(canvas.tokens) for _, canvas, _, _ in drafts]),
+        steps_left=torch.tensor([steps_left(sequence, canvas) for sequence, canvas, _, _ in drafts]),
+        threshold=torch.tensor([NEVER if value is None else value for value in thresholds], dtype=torch.float32),
+        stop_ids=_stop_ids([sequence for sequence, _, _, _ in drafts]),
     )
     left, first_stop = result.masks_left.tolist(), result.first_stop.tolist()
     for place, (tokens, hidden) in enumerate(zip(ids.tolist(), flags.tolist(), strict=True)):
-        canvas = canvases[place]
+        canvas = drafts[place][1]
         size = len(canvas.tokens)
         canvas.tokens = tokens[:size]
         canvas.masked = hidden[:size]

@@ -37,9 +37,7 @@ class Layer:
 class Transformer:
     """Embedding, decoder layers, final norm and the one head that AR and diffusion share."""
 
-    def __init__(
-        self, config: ModelConfig, weights: dict[str, Tensor], adapter: DraftAdapter | None = None
-    ) -> None:
+    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], adapter: DraftAdapter | None = None) -> None:
         """Takes the tensors of `load_weights` (they are popped, so that stacking holds no second copy)."""
         self.config = config
         self.adapter = adapter
@@ -84,7 +82,9 @@ class Transformer:
             if stretch is not None:
                 query = query * stretch
             cache = kv[index]
-            cache.index_copy_(0, batch.slots, torch.stack((rotated[:, heads:], projected[:, heads + kv_heads :]), dim=1))
+            cache.index_copy_(
+                0, batch.slots, torch.stack((rotated[:, heads:], projected[:, heads + kv_heads :]), dim=1)
+            )
             attended = reach_attention(query, cache, batch.groups, scale)
             x = x + self._output(index, layer, attended, batch.draft_rows, batch.draft_count)
             gate, up = F.linear(rms_norm(x, layer.post_norm, eps), layer.gate_up).chunk(2, dim=-1)
