@@ -83,7 +83,7 @@ def mixed_requests(seed: int = 0) -> list[Request]:
             **POLICIES[index % len(POLICIES)],
             **TEMPERATURES[index // len(POLICIES)],
             "seed": rng.randrange(2**63),
-            "max_tokens": rng.choice([20, 48, 64]),
+            "max_tokens": rng.choice([16, 34, 44]),
         }
         requests.append(Request(prompt, fields))
     return requests

@@ -11,8 +11,11 @@ from torch import Tensor
 from transformers import DynamicCache, Ministral3ForCausalLM
 
 from benchmarks.reference_loops import ministral3
+from engine.config import EngineConfig
 from engine.executor import Executor
-from tests.oracle.random_model import executor, random_tensors, raw_config, segment
+from engine.llm import LLM
+from engine.request import GenerationOptions
+from tests.oracle.random_model import executor, random_tensors, raw_config, save_checkpoint, segment
 
 TOLERANCE = 5e-5  # float32; logits are of order 1
 SHAPES = {
@@ -111,6 +114,43 @@ def test_logits_at_large_positions_equal_transformers(
     mask = causal_mask(40) if causal else zero_mask(40, 40)
     expected = model(torch.tensor([ids]), position_ids=positions, attention_mask=mask).logits[0]
     torch.testing.assert_close(run_at(runner, ids, causal, offset), expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.fixture(scope="module", params=[1e6, 1e9], ids=["theta1e6", "theta1e9"])
+def llm_and_oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[LLM, Any]:
+    raw = raw_config(request.param, original_max=40, max_position_embeddings=1024)
+    tensors = random_tensors(raw, seed=3)
+    path = save_checkpoint(tmp_path_factory.mktemp("random"), raw, tensors)
+    return LLM(path, EngineConfig(dtype="float32", threads=1, kv_tokens=8192)), oracle(raw, tensors)
+
+
+def test_ar_equals_transformers_generate(llm_and_oracle: tuple[LLM, Ministral3ForCausalLM]) -> None:
+    llm, model = llm_and_oracle
+    prompts = [random_ids(length) for length in (3, 31, 32, 33, 70)]
+    outputs = llm.generate(prompts, GenerationOptions(decoding="ar", temperature=0, max_tokens=60), progress=False)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        ids = torch.tensor([prompt])
+        generated = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=60,
+            eos_token_id=11,
+            pad_token_id=11,
+        )[0, len(prompt) :].tolist()
+        assert output.token_ids == generated
+
+
+def test_self_speculation_equals_ar_at_temperature_0(llm_and_oracle: tuple[LLM, Ministral3ForCausalLM]) -> None:
+    llm, _ = llm_and_oracle
+    prompts = [random_ids(length) for length in (3, 33, 70)]
+    ar = llm.generate(prompts, GenerationOptions(decoding="ar", temperature=0, max_tokens=40), progress=False)
+    for length, threshold in ((1, None), (2, None), (7, 0.3), (32, None), (32, 0.5)):
+        options = GenerationOptions(
+            decoding="self_speculation", temperature=0, max_tokens=40, block_length=length, threshold=threshold
+        )
+        outputs = llm.generate(prompts, options, progress=False)
+        assert [output.token_ids for output in outputs] == [output.token_ids for output in ar]
 
 
 @torch.inference_mode()
