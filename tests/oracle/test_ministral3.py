@@ -137,6 +137,7 @@ def test_ar_equals_transformers_generate(llm_and_oracle: tuple[LLM, Ministral3Fo
             max_new_tokens=60,
             eos_token_id=11,
             pad_token_id=11,
+            suppress_tokens=[100],  # the mask id is never a candidate
         )[0, len(prompt) :].tolist()
         assert output.token_ids == generated
 
