@@ -1,9 +1,8 @@
 """The application: the only place where deployments are wired.
 
-`serve run deployments.app:build model=DIR max_replicas=2`, or `import_path` and `args` of a Serve config.
+`serve run deployments.app:build model=DIR max_replicas=2`, or `import_path` and `args` of a Serve config. Serve reads
+the type of `args` from the annotation itself, so annotations are not postponed here.
 """
-
-from __future__ import annotations
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig

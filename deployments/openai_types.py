@@ -86,7 +86,14 @@ class ChatCompletionRequest(ApiRequest):
 class CompletionRequest(ApiRequest):
     """`POST /v1/completions`: text, or token ids."""
 
-    prompt: str | list[Any] = Field(description="Text, or token ids; a list of one of them is fine too.")
+    prompt: Any = Field(description="Text, or token ids; a list of one of them is fine too.")
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_is_text_or_a_list(cls, value: object) -> object:
+        if isinstance(value, (str, list)):
+            return value
+        raise ValueError("allowed: a string or a list of token ids")
 
     def one_prompt(self) -> str | list[int]:
         """The single prompt. Raises ValueError with what is allowed."""

@@ -206,7 +206,8 @@ def name_of(rung: Rung) -> str:
     if not rung.is_diffusion:
         return f"self-speculation over blocks of {rung.block_length}"
     early = "" if rung.threshold is None else f", threshold {rung.threshold:g}"
-    return f"diffusion over blocks of {rung.block_length} with {rung.refinement_steps} steps{early}"
+    steps = "1 step" if rung.refinement_steps == 1 else f"{rung.refinement_steps} steps"
+    return f"diffusion over blocks of {rung.block_length} with {steps}{early}"
 
 
 def _reason(

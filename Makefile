@@ -1,0 +1,53 @@
+# Stepdial: `make serve` and `make test` do everything on a machine with Python 3.11, pip and make.
+
+PYTHON ?= python3.11
+PORT ?= 8000
+CONFIG ?= cluster_configs/laptop.yaml
+BIN := .venv/bin
+STAMP := .venv/.stepdial-installed
+
+export OMP_WAIT_POLICY := PASSIVE
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: install serve test lint format bench bench-router loadtest clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints-cpu.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar on -c constraints-cpu.txt -e '.[dev]'
+	touch $@
+
+# Ctrl-C ends all of it. PORT=9000 changes the port, CONFIG=... the Serve config.
+serve: install
+	@$(BIN)/python -m deployments.serve_local --port $(PORT) --config $(CONFIG)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Engine against the released loops and the bare model call: an hour on a small machine, so not a part of `test`.
+bench: install
+	$(BIN)/python -m benchmarks.engine_vs_reference
+
+# What the router adds over a bare Serve stream.
+bench-router: install
+	$(BIN)/python -m benchmarks.router_overhead
+
+# Mixed tiers with Poisson arrivals against a running `make serve`.
+RATE ?= 4
+DURATION ?= 60
+loadtest: install
+	$(BIN)/locust -f locustfiles/mixed_tiers.py --headless --host http://127.0.0.1:$(PORT) \
+		--users 1 --run-time $(DURATION)s --rate $(RATE) --only-summary
+
+clean:
+	rm -rf .venv build *.egg-info

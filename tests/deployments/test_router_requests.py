@@ -1,0 +1,144 @@
+"""What a request means: tiers, header forms, errors' shape, settings, curves and cluster configs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from deployments.errors import invalid, refused
+from deployments.planner import Refusal
+from deployments.quality import read_quality_map
+from deployments.router import apply_headers
+from deployments.settings import AppArgs
+from deployments.tiers import SERVICE_TIERS, TIERS, find_tier
+from engine.errors import CheckpointError, InvalidRequest
+from engine.plan import diffusion
+from engine.request import GenerationOptions
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"), [(None, "default"), ("auto", "default"), ("flex", "batch"), ("realtime", "realtime")]
+)
+def test_tiers_by_name_and_by_openais_values(asked: str | None, name: str) -> None:
+    assert find_tier(asked, TIERS, SERVICE_TIERS).name == name
+
+
+def test_an_unknown_tier_names_those_that_exist() -> None:
+    with pytest.raises(InvalidRequest, match="service_tier is 'gold'; allowed: auto, batch, default"):
+        find_tier("gold", TIERS, SERVICE_TIERS)
+
+
+@pytest.mark.parametrize(
+    ("headers", "latency", "first"),
+    [
+        ({"x-stepdial-latency-slo-ms": "800"}, 800, None),
+        ({"x-stepdial-ttft-slo-ms": "90.5"}, None, 90.5),
+        ({"x-llm-d-slo-ttft-ms": "100", "x-llm-d-slo-tpot-ms": "5"}, 600, 100),
+        ({"x-llm-d-slo-tpot-ms": "5"}, 500, None),
+        ({}, None, None),
+    ],
+)
+def test_header_forms(headers: dict[str, str], latency: float | None, first: float | None) -> None:
+    request = GenerationOptions()
+    apply_headers(request, headers, output_tokens=100)
+    assert (request.latency_slo_ms, request.ttft_slo_ms) == (latency, first)
+
+
+def test_the_body_goes_before_the_header() -> None:
+    request = GenerationOptions(latency_slo_ms=50)
+    apply_headers(request, {"x-stepdial-latency-slo-ms": "800"}, 10)
+    assert request.latency_slo_ms == 50
+
+
+@pytest.mark.parametrize("value", ["fast", "-3", "0", "nan", "inf"])
+def test_a_bad_header_is_named(value: str) -> None:
+    with pytest.raises(InvalidRequest, match="x-stepdial-latency-slo-ms is"):
+        apply_headers(GenerationOptions(), {"x-stepdial-latency-slo-ms": value}, 10)
+
+
+def test_errors_have_openais_shape() -> None:
+    error = invalid(InvalidRequest("top_k", "top_k is -3: no"))
+    assert error.body() == {
+        "error": {"message": "top_k is -3: no", "type": "invalid_request_error", "param": "top_k", "code": None}
+    }
+    late = refused(Refusal(429, "busy", 812, 3))
+    assert (late.status, late.headers) == (429, {"Retry-After": "3"})
+    assert late.body()["error"]["smallest_feasible_slo_ms"] == 812
+    assert late.body()["error"]["type"] == "rate_limit_error"
+    assert "smallest_feasible_slo_ms" not in refused(Refusal(503, "none", None, 5)).body()["error"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [({"min_replicas": 0}, "min_replicas"), ({"min_replicas": 3, "max_replicas": 2}, "max_replicas"),
+     ({"model": "/nowhere"}, "model"), ({"modle": "x"}, "modle")],
+)  # fmt: skip
+def test_settings_are_refused_by_name(checkpoint: Path, wrong: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValidationError, match=field):
+        AppArgs(**{"model": str(checkpoint), **wrong})
+
+
+def test_settings_come_as_strings_from_a_command_line(checkpoint: Path) -> None:
+    args = AppArgs.model_validate({"model": str(checkpoint), "max_replicas": "3", "target_queue_s": "1.5"})
+    assert (args.max_replicas, args.target_queue_s) == (3, 1.5)
+    assert args.served_name == checkpoint.name
+
+
+def test_every_setting_is_described() -> None:
+    assert [name for name, field in AppArgs.model_fields.items() if not field.description] == []
+
+
+def test_the_curve_beside_a_checkpoint_is_read(tmp_path: Path) -> None:
+    cell = {
+        "split": "test", "decoding": "diffusion", "block_length": 32, "refinement_steps": 4, "threshold": None,
+        "audit": "off", "exact_match": 0.9, "exact_match_low": 0.88, "tokens_per_forward": 5.0,
+    }  # fmt: skip
+    (tmp_path / "quality.json").write_text(json.dumps({"cells": [cell, {**cell, "split": "calibration"}]}))
+    rungs = [{**diffusion(32, 8).to_dict(), "expected_quality": 0.95}]
+    (tmp_path / "ladder.json").write_text(json.dumps({"rungs": rungs, "measured": {"temperature": 0.0}}))
+    quality = read_quality_map(tmp_path, 32)
+    assert [rung.refinement_steps for rung in quality.diffusion] == [8, 4]
+    assert quality.expected_quality(diffusion(32, 4), 0.0) == 0.88
+    assert [rung.refinement_steps for rung in quality.ladder] == [8]
+
+
+def test_without_a_curve_there_is_a_plain_scale_and_no_promise(tmp_path: Path) -> None:
+    quality = read_quality_map(tmp_path, 16)
+    assert [rung.refinement_steps for rung in quality.diffusion] == [16, 12, 8, 6, 4, 3, 2, 1]
+    assert quality.expected_quality(diffusion(16, 4), 0.0) is None
+
+
+def test_a_broken_curve_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ladder.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"ladder\.json is not JSON"):
+        read_quality_map(tmp_path, 32)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "cluster_configs").glob("*.yaml")), ids=lambda file: file.name)
+def test_cluster_configs_are_valid_and_local(file: Path, checkpoint: Path) -> None:
+    raw = yaml.safe_load(file.read_text())
+    config = ServeDeploySchema.model_validate(raw)
+    assert config.http_options.host == "127.0.0.1"
+    [application] = config.applications
+    assert application.import_path == "deployments.app:build"
+    args = dict(application.args)
+    args["model"] = str(checkpoint)
+    AppArgs.model_validate(args)
+
+
+def test_there_is_a_config_for_a_laptop() -> None:
+    assert (ROOT / "cluster_configs" / "laptop.yaml").is_file()
