@@ -1,0 +1,133 @@
+"""The cost of a forward: what is fitted online is what was true, in spite of noise and stalls."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.cost_model import ForwardCostModel
+from engine.engine import load_cost_model
+from engine.errors import CheckpointError
+
+TRUTH = [(4e-3, 1e-4, 2e-7), (6e-3, 3.3e-5, 5e-9), (0.5e-3, 2e-5, 1e-6)]
+
+
+def forwards(
+    truth: tuple[float, float, float], count: int, seed: int = 0, stalls: float = 0.03
+) -> list[tuple[int, int, float]]:
+    """(query tokens, context tokens, seconds) with 4% noise, and now and then a stall of 5 to 20 times."""
+    rng = np.random.default_rng(seed)
+    base, per_token, per_context = truth
+    made = []
+    for _ in range(count):
+        tokens = int(rng.choice([1, 8, 32, 128, 512]) * rng.uniform(0.5, 1.5)) + 1
+        context = int(tokens * rng.uniform(1, 200))
+        seconds = (base + per_token * tokens + per_context * context) * rng.lognormal(0, 0.04)
+        made.append((tokens, context, seconds * (rng.uniform(5, 20) if rng.random() < stalls else 1)))
+    return made
+
+
+def fitted(observed: list[tuple[int, int, float]]) -> ForwardCostModel:
+    model = ForwardCostModel()
+    for tokens, context, seconds in observed:
+        model.observe(tokens, context, seconds)
+    return model
+
+
+@pytest.mark.parametrize("truth", TRUTH)
+def test_known_coefficients_are_recovered_from_noisy_forwards_with_stalls(truth: tuple[float, float, float]) -> None:
+    model = fitted(forwards(truth, 3000))
+    base, per_token, per_context = truth
+    for tokens, context in [(1, 100), (8, 1000), (32, 2000), (256, 10_000), (512, 60_000)]:
+        expected = base + per_token * tokens + per_context * context
+        assert model.predict_s(tokens, context) == pytest.approx(expected, rel=0.12)
+    assert model.slot_price_s() == pytest.approx(per_token, rel=0.25)
+    assert model.observations == 3000
+
+
+@pytest.mark.parametrize("truth", TRUTH)
+def test_a_twentieth_of_the_forwards_takes_longer_than_p95(truth: tuple[float, float, float]) -> None:
+    model = fitted(forwards(truth, 3000, stalls=0))
+    late = [
+        seconds > model.predict_s(tokens, context, 0.95) for tokens, context, seconds in forwards(truth, 2000, 1, 0)
+    ]
+    assert 0.02 <= np.mean(late) <= 0.10
+
+
+def test_a_slower_machine_is_noticed() -> None:
+    base, per_token, per_context = TRUTH[0]
+    model = fitted(forwards(TRUTH[0], 1000))
+    for tokens, context, seconds in forwards((3 * base, 3 * per_token, 3 * per_context), 1500, seed=2):
+        model.observe(tokens, context, seconds)
+    assert model.predict_s(32, 2000) == pytest.approx(3 * (base + 32 * per_token + 2000 * per_context), rel=0.15)
+
+
+def test_saved_and_loaded_it_predicts_and_learns_as_before(tmp_path: Path) -> None:
+    observed = forwards(TRUTH[0], 400)
+    whole, half = fitted(observed), fitted(observed[:203])
+    file = tmp_path / "cost.json"
+    file.write_text(json.dumps(half.to_dict()))
+    loaded = load_cost_model(file)
+    assert loaded is not None
+    assert loaded.predict_s(32, 500, 0.95) == pytest.approx(half.predict_s(32, 500, 0.95))
+    assert loaded.observations == 203
+    for tokens, context, seconds in observed[203:]:
+        loaded.observe(tokens, context, seconds)
+    for quantile in (0.5, 0.95):
+        assert loaded.predict_s(77, 900, quantile) == pytest.approx(whole.predict_s(77, 900, quantile))
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "not json", '{"base_s": "x"}'])
+def test_a_file_that_is_no_cost_model_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "cost.json"
+    file.write_text(text)
+    with pytest.raises(CheckpointError, match=r"cost\.json is not a cost model"):
+        load_cost_model(file)
+
+
+def test_no_file_is_no_model(tmp_path: Path) -> None:
+    assert load_cost_model(None) is None
+    assert load_cost_model(tmp_path / "absent.json") is None
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 2048), st.integers(1, 10**6), st.floats(1e-6, 10, allow_nan=False)), max_size=120
+    ),
+    st.integers(1, 2048),
+    st.integers(1, 10**6),
+)
+@settings(deadline=None, max_examples=60)
+def test_whatever_is_seen_predictions_are_positive_and_grow_with_tokens_and_quantile(
+    observed: list[tuple[int, int, float]], tokens: int, context: int
+) -> None:
+    model = fitted(observed)
+    seconds = model.predict_s(tokens, context)
+    assert seconds > 0
+    assert model.predict_s(tokens + 100, context) >= seconds
+    assert model.predict_s(tokens, context + 1000) >= seconds
+    assert model.predict_s(tokens, context, 0.95) >= seconds
+    assert model.slot_price_s() >= 0
+    json.dumps(model.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_duration_that_cannot_be_is_ignored(seconds: float) -> None:
+    model = fitted(forwards(TRUTH[0], 100))
+    before = model.to_dict()
+    model.observe(10, 100, seconds)
+    assert model.to_dict() == before
+
+
+def test_forwards_that_get_faster_with_tokens_give_no_negative_price() -> None:
+    model = ForwardCostModel()
+    for _ in range(200):
+        model.observe(1, 10, 0.02)
+        model.observe(500, 5000, 0.01)
+    assert model.slot_price_s() >= 0
+    assert model.predict_s(5000, 50_000) > 0
