@@ -152,9 +152,17 @@ class ReferenceLoops:
 
     @torch.inference_mode()
     def generate(
-        self, prompt: Sequence[int], max_new_tokens: int, block_length: int, threshold: float | None = None
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        block_length: int,
+        threshold: float | None = None,
+        steps: int | None = None,
     ) -> ReferenceAnswer:
-        """Block diffusion with the AR seed (contract 4.1); `threshold` None is the fixed schedule."""
+        """Block diffusion with the AR seed (contract 4.1); `threshold` None is the fixed schedule.
+
+        `steps` is the released loop's variable of that name, which it always sets to `block_length`.
+        """
         if max_new_tokens % block_length:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be a multiple of {block_length}")
         answer = ReferenceAnswer()
@@ -163,7 +171,7 @@ class ReferenceLoops:
         for _ in range(max_new_tokens // block_length):
             block = torch.full((block_length,), self.mask_id)
             block[0] = seed
-            schedule = _schedule(int((block == self.mask_id).sum()), block_length)
+            schedule = _schedule(int((block == self.mask_id).sum()), steps or block_length)
             for commits in schedule:
                 masked = block == self.mask_id
                 if not masked.any():

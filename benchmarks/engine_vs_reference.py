@@ -1,0 +1,305 @@
+"""Tokens per second of the engine, of the released loops, and of the bare model call, in one run on one machine.
+
+`python -m benchmarks.engine_vs_reference [--model DIR] [--concurrency 1 8 32] [--repeats 5]`
+
+- *engine*: `Engine.generate`, as the cluster uses it: its own thread, an asyncio client, closed loop.
+- *reference*: the released loops on transformers' Ministral-3 modules with a DynamicCache, one request at a time
+  (`reference_loops.py`), on the first of the same prompts.
+- *bare*: our layers, head and argmax on contiguous padded K/V (`bare_model.py`), replaying the shapes of every forward
+  that the engine ran for the same requests; so it is also what the engine's bookkeeping costs.
+
+The three alternate, repeat by repeat; medians with their spread are printed, then the bars. `auto` runs on the rungs of
+the checkpoint's ladder that keep AR's quality, and beside it each of these rungs alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+from benchmarks.answers import Ask, answers
+from benchmarks.bare_model import BareForward, BareModel, Shape
+from benchmarks.machine import machine
+from benchmarks.reference_loops import ReferenceLoops
+from benchmarks.workload import CHECKPOINT, auto_ladder, prompts_of
+from engine.batch import Segment
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.plan import AR, Decoding, Plan, Rung, diffusion, self_speculation
+from engine.request import GenerationOptions
+
+MODES: dict[str, Rung] = {
+    "ar": AR,
+    "diffusion-threshold-0.9": diffusion(32, None, 0.9),
+    "diffusion-8-steps": diffusion(32, 8),
+    "self-speculation-32": self_speculation(32),
+}
+REFERENCE_PROMPTS = 3
+KEYS = 640
+
+
+@dataclass
+class Measured:
+    """One mode at one concurrency: tokens per second of every repeat, and where the engine's time went."""
+
+    engine: list[float] = field(default_factory=list)
+    reference: list[float] = field(default_factory=list)
+    bare: list[float] = field(default_factory=list)
+    forwards: int = 0
+    tokens: int = 0
+    overhead_ms: list[float] = field(default_factory=list)
+    split_ms: dict[str, float] = field(default_factory=dict)
+
+
+class Bench:
+    """The engine, its opponents, and the prompts."""
+
+    def __init__(self, model: Path, threads: int, max_tokens: int) -> None:
+        torch.set_num_threads(threads)
+        self.engine = Engine.from_pretrained(
+            model, EngineConfig(dtype="float32", threads=threads, prefix_reuse=False, kv_tokens=65_536)
+        )
+        self.reference = ReferenceLoops(model)
+        self.bare = BareModel(self.engine.core.executor.model, sequences=64, keys=KEYS)
+        self.max_tokens = max_tokens
+        self.engine.start()
+
+    def asks(self, plan: Plan, prompts: Sequence[list[int]]) -> list[Ask]:
+        options = GenerationOptions(temperature=0, max_tokens=self.max_tokens)
+        return [Ask(prompt, options, plan) for prompt in prompts]
+
+    def run_engine(self, plan: Plan, prompts: Sequence[list[int]], concurrency: int) -> tuple[float, int, float]:
+        """Seconds, tokens, and milliseconds of CPU per forward outside the model call."""
+        before = self.engine.stats()
+        busy, begun = time.process_time(), time.perf_counter()
+        got = asyncio.run(answers(self.engine, self.asks(plan, prompts), concurrency))
+        seconds, busy = time.perf_counter() - begun, time.process_time() - busy
+        after = self.engine.stats()
+        forwards = after.forwards - before.forwards
+        outside = busy - (after.forward_s - before.forward_s)
+        return seconds, sum(len(one.token_ids) for one in got), outside / forwards * 1e3
+
+    def record(self, plan: Plan, prompts: Sequence[list[int]], concurrency: int) -> tuple[list[BareForward], Any]:
+        """The shapes of the forwards that the engine runs, laid out for the bare call, and the split of a forward."""
+        executor, postprocessor = self.engine.core.executor, self.engine.core.postprocessor
+        shapes: list[list[Shape]] = []
+        spent = {"lay out": 0.0, "model": 0.0, "choose and settle": 0.0}
+        lay_out, run, apply = executor.batch, executor.run, postprocessor.apply
+
+        def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+            def wrapped(*args: Any) -> Any:
+                begun = time.perf_counter()
+                result = call(*args)
+                spent[name] += time.perf_counter() - begun
+                return result
+
+            return wrapped
+
+        def batch(segments: list[Segment]) -> Any:
+            shapes.append([Shape(len(s.tokens), s.start, s.causal, s.drafted, len(s.wanted)) for s in segments])
+            return timed("lay out", lay_out)(segments)
+
+        before = self.engine.stats()
+        executor.batch, executor.run = batch, timed("model", run)  # type: ignore[method-assign]
+        postprocessor.apply = timed("choose and settle", apply)  # type: ignore[method-assign]
+        try:
+            seconds, _, _ = self.run_engine(plan, prompts, concurrency)
+        finally:
+            del executor.batch, executor.run, postprocessor.apply
+        after = self.engine.stats()
+        busy = after.busy_s - before.busy_s
+        spent["schedule and account"] = busy - sum(spent.values())
+        spent["deliver and wait"] = seconds - busy
+        split = {name: value / len(shapes) * 1e3 for name, value in spent.items()}
+        return [self.bare.lay_out(shape) for shape in shapes], split
+
+    def run_bare(self, forwards: Sequence[BareForward]) -> float:
+        """Seconds of the bare calls."""
+        begun = time.perf_counter()
+        for forward in forwards:
+            self.bare.run(forward).tolist()
+        return time.perf_counter() - begun
+
+    def run_reference(self, rung: Rung, prompts: Sequence[list[int]]) -> float:
+        """Tokens per second, one request at a time."""
+        begun, tokens, loops = time.perf_counter(), 0, self.reference
+        for prompt in prompts:
+            if rung.decoding is Decoding.AR:
+                ids = loops.ar_generate(prompt, self.max_tokens).ids
+            elif rung.is_diffusion:
+                length, steps = rung.block_length, rung.refinement_steps
+                ids = loops.generate(prompt, self.max_tokens, length, rung.threshold, steps).ids
+            else:
+                ids = loops.linear_spec_generate(prompt, self.max_tokens, rung.block_length).ids
+            # What overshoots `max_new_tokens` is thrown away by a server.
+            tokens += len(ids[: self.max_tokens])
+        return tokens / (time.perf_counter() - begun)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints, judges and writes."""
+    options = _options(arguments)
+    bench = Bench(options.model, options.threads, options.max_tokens)
+    ladder = auto_ladder(bench.engine.ladder)
+    prompts = prompts_of(bench.engine, max(options.concurrency) * 2, options.seed, options.max_tokens)
+    plans = {name: Plan(ladder=(rung,)) for name, rung in MODES.items() if not options.modes or name in options.modes}
+    rungs = {f"rung {rung_name(rung)}": Plan(ladder=(rung,)) for rung in ladder}
+    results: dict[str, dict[int, Measured]] = {}
+    for concurrency in options.concurrency:
+        chosen = (
+            prompts[: max(options.prompts_at_1, 2 * concurrency)]
+            if concurrency > 1
+            else prompts[: options.prompts_at_1]
+        )
+        for name, plan in plans.items():
+            results.setdefault(name, {})[concurrency] = measure(bench, plan, chosen, concurrency, options.repeats)
+            _show(name, concurrency, results[name][concurrency])
+        if options.auto:
+            measured = measure_auto(bench, {"auto": Plan(ladder=ladder), **rungs}, chosen, concurrency, options.repeats)
+            for name, one in measured.items():
+                results.setdefault(name, {})[concurrency] = one
+                _show(name, concurrency, one)
+    bench.engine.stop()
+    bars = judge(results)
+    for text, passed in bars:
+        print(f"{'pass' if passed else 'FAIL'}  {text}")
+    report = {
+        "model": options.model.name if options.model != CHECKPOINT else "stepdial-tiny",
+        "command": "python -m benchmarks.engine_vs_reference " + " ".join(
+            f"--{name} {getattr(options, name)}" for name in ("repeats", "threads", "seed")
+        ),
+        "machine": machine(),
+        "results": [
+            {"mode": name, "concurrency": at, **_numbers(one)}
+            for name, per in results.items()
+            for at, one in per.items()
+        ],
+        "bars": [{"bar": text, "passed": passed} for text, passed in bars],
+    }  # fmt: skip
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def measure(bench: Bench, plan: Plan, prompts: Sequence[list[int]], concurrency: int, repeats: int) -> Measured:
+    """Engine, bare call and reference, alternating."""
+    one = Measured()
+    bench.run_engine(plan, prompts[:2], 1)
+    forwards, one.split_ms = bench.record(plan, prompts, concurrency)
+    bench.run_bare(forwards[:3])
+    one.forwards = len(forwards)
+    for _ in range(repeats):
+        seconds, one.tokens, outside_ms = bench.run_engine(plan, prompts, concurrency)
+        one.engine.append(one.tokens / seconds)
+        one.overhead_ms.append(outside_ms)
+        one.bare.append(one.tokens / bench.run_bare(forwards))
+        one.reference.append(bench.run_reference(plan.first, prompts[:REFERENCE_PROMPTS]))
+    return one
+
+
+def measure_auto(
+    bench: Bench, plans: dict[str, Plan], prompts: Sequence[list[int]], concurrency: int, repeats: int
+) -> dict[str, Measured]:
+    """`auto` beside each single rung of its ladder, alternating."""
+    measured = {name: Measured() for name in plans}
+    for plan in plans.values():
+        bench.run_engine(plan, prompts[: 2 * concurrency], concurrency)
+    for _ in range(repeats):
+        for name, plan in plans.items():
+            one = measured[name]
+            seconds, one.tokens, outside_ms = bench.run_engine(plan, prompts, concurrency)
+            one.engine.append(one.tokens / seconds)
+            one.overhead_ms.append(outside_ms)
+    return measured
+
+
+def judge(results: dict[str, dict[int, Measured]]) -> list[tuple[str, bool]]:
+    """The bars, on medians."""
+    bars: list[tuple[str, bool]] = []
+
+    def bar(text: str, value: float, least: float) -> None:
+        bars.append((f"{text}: {value:.2f} (at least {least})", value >= least))
+
+    for name in MODES:
+        for concurrency, one in results.get(name, {}).items():
+            engine, reference, bare = (statistics.median(values) for values in (one.engine, one.reference, one.bare))
+            if concurrency == 1:
+                bar(f"{name} at 1 against the released loop", engine / reference, 1.0)
+            if name == "ar" and concurrency == 32:
+                bar(f"{name} at 32 against the released loop", engine / reference, 6.0)
+            if name != "ar" and concurrency in (8, 32):
+                bar(f"{name} at {concurrency} against the bare model call", engine / bare, 0.85)
+    for concurrency, one in results.get("auto", {}).items():
+        single = {
+            name: statistics.median(per[concurrency].engine)
+            for name, per in results.items()
+            if name.startswith("rung ") and concurrency in per
+        }
+        best = max(single, key=lambda name: single[name])
+        bar(f"auto at {concurrency} against {best}", statistics.median(one.engine) / single[best], 0.95)
+    return bars
+
+
+def rung_name(rung: Rung) -> str:
+    """A short name: mode, block length, and budget and threshold of diffusion."""
+    if rung.decoding is Decoding.AR:
+        return "ar"
+    if not rung.is_diffusion:
+        return f"self-speculation {rung.block_length}"
+    return f"diffusion {rung.block_length} K {rung.refinement_steps} threshold {rung.threshold} audit {rung.audit}"
+
+
+def _numbers(one: Measured) -> dict[str, Any]:
+    numbers: dict[str, Any] = {"tokens": one.tokens, "forwards": one.forwards, "split_ms_per_forward": one.split_ms}
+    for name, values in (("engine", one.engine), ("reference", one.reference), ("bare", one.bare)):
+        if values:
+            numbers[f"{name}_tokens_per_s"] = {
+                "median": statistics.median(values), "min": min(values), "max": max(values), "all": values
+            }  # fmt: skip
+    numbers["cpu_ms_outside_the_model_per_forward"] = statistics.median(one.overhead_ms)
+    return numbers
+
+
+def _show(name: str, concurrency: int, one: Measured) -> None:
+    parts = [f"{name:34} at {concurrency:3}"]
+    for title, values in (("engine", one.engine), ("reference", one.reference), ("bare", one.bare)):
+        if values:
+            parts.append(f"{title} {statistics.median(values):7.0f} ({min(values):.0f}-{max(values):.0f}) tokens/s")
+    parts.append(f"{statistics.median(one.overhead_ms):.2f} ms CPU a forward outside the model")
+    print(", ".join(parts), flush=True)
+    if one.split_ms:
+        print(
+            "    ms a forward: " + ", ".join(f"{part} {value:.2f}" for part, value in one.split_ms.items()), flush=True
+        )
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", type=Path, default=CHECKPOINT, help="checkpoint directory")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of all three")
+    parser.add_argument("--max-tokens", type=int, default=96, help="a multiple of 32")
+    parser.add_argument("--prompts-at-1", type=int, default=REFERENCE_PROMPTS, help="prompts at concurrency 1")
+    parser.add_argument("--modes", nargs="*", choices=list(MODES), help="default: all")
+    parser.add_argument("--auto", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--seed", type=int, default=11, help="of the prompts")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/engine_vs_reference.json"))
+    return parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+
+
+if __name__ == "__main__":
+    main()
