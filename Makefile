@@ -9,7 +9,7 @@ STAMP := .venv/.stepdial-installed
 export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install serve test lint format bench bench-router loadtest clean
+.PHONY: install serve test lint format bench bench-router bench-start loadtest clean
 
 install: $(STAMP)
 
@@ -42,12 +42,17 @@ bench: install
 bench-router: install
 	$(BIN)/python -m benchmarks.router_overhead
 
-# Mixed tiers with Poisson arrivals against a running `make serve`.
+# How long `make serve` takes to its first answer, and to end on Ctrl-C.
+bench-start: install
+	$(BIN)/python -m benchmarks.serve_start
+
+# Mixed tiers with Poisson arrivals (RATE requests per second, DURATION seconds) on a cluster of its own.
 RATE ?= 4
 DURATION ?= 60
 loadtest: install
-	$(BIN)/locust -f locustfiles/mixed_tiers.py --headless --host http://127.0.0.1:$(PORT) \
-		--users 1 --run-time $(DURATION)s --rate $(RATE) --only-summary
+	@$(BIN)/python -m deployments.serve_local --port $(PORT) --config $(CONFIG) --then \
+		$(BIN)/locust -f locustfiles/mixed_tiers.py --headless --only-summary --host http://127.0.0.1:$(PORT) \
+		--users 1 --run-time $(DURATION)s --stop-timeout 60 --rate $(RATE)
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -52,7 +52,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="stepdial-") as directory:
             config = render(options.config, options.port, Path(directory))
-            return run(config, options.port)
+            return run(config, options.port, options.then)
     except Stop:
         return 0
 
@@ -61,6 +61,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Stepdial on this machine, until Ctrl-C")
     parser.add_argument("--port", type=int, default=8000, help="port on 127.0.0.1 (default: 8000)")
     parser.add_argument("--config", type=Path, default=ROOT / "cluster_configs" / "laptop.yaml", help="Serve config")
+    parser.add_argument("--then", nargs=argparse.REMAINDER, help="a command to run when ready; its end ends all")
     return parser.parse_args()
 
 
@@ -73,8 +74,8 @@ def render(config: Path, port: int, directory: Path) -> Path:
     return copy
 
 
-def run(config: Path, port: int) -> int:
-    """Starts cluster and `serve run`, waits, and ends both."""
+def run(config: Path, port: int, then: list[str] | None) -> int:
+    """Starts cluster and `serve run`, waits for Ctrl-C or the end of `then`, and ends both."""
     begun = time.monotonic()
     print("starting a local Ray cluster ...", flush=True)
     import ray  # after the environment is set, which Ray reads when it is imported
@@ -100,7 +101,7 @@ def run(config: Path, port: int) -> int:
         if not wait_until_ready(child, port, application["name"]):
             return 1
         announce(port, application, time.monotonic() - begun)
-        return child.wait()
+        return subprocess.call(then, cwd=ROOT) if then else child.wait()
     finally:
         # From here on a second Ctrl-C must not leave half a cluster behind.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

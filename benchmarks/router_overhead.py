@@ -1,0 +1,144 @@
+"""What the router adds over a bare Serve stream: same cluster, same replica, same engine work, alternating.
+
+`python -m benchmarks.router_overhead` prints a table and writes `benchmarks/results/router_overhead.json`. Three paths:
+`one_chunk` is an ingress that answers one chunk by itself (HTTP alone); `bare` is the least that streams from a replica
+(an ingress that passes a fixed request on and its chunks back); `stepdial` is `/v1/completions` with its checks, plan,
+admission, OpenAI's events and the answer's report. Every answer is one block of 32 tokens in two denoise steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+# Before Ray and torch are imported.
+os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import httpx
+import ray
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+
+from benchmarks.machine import machine
+from deployments.app import build
+from deployments.history import quantile
+from deployments.messages import Piece, ReplicaRequest
+from deployments.prediction import Size
+from deployments.settings import AppArgs
+from engine.plan import Plan, diffusion
+
+RESULT = Path(__file__).parent / "results" / "router_overhead.json"
+ROUNDS = 300
+WARM_UP = 30
+TOKENS = 32
+PROMPT = [1, 300, 301, 302]
+
+
+class Bare:
+    """The least that streams from a replica over HTTP."""
+
+    def __init__(self) -> None:
+        handle = serve.get_deployment_handle("Replica", "stepdial")
+        self.replica = handle.options(stream=True)
+        plan = Plan(ladder=(diffusion(TOKENS, 2),))
+        options = {"max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, "seed": 0}
+        self.request = ReplicaRequest("bare", PROMPT, options, plan.to_dict(), Size(len(PROMPT), TOKENS))
+
+    async def __call__(self, request: Request) -> StreamingResponse:
+        if request.url.path.endswith("one_chunk"):
+            return StreamingResponse(self.one_chunk(), media_type="text/event-stream")
+        return StreamingResponse(self.stream(), media_type="text/event-stream")
+
+    async def one_chunk(self) -> AsyncIterator[str]:
+        yield "data: 1\n\n"
+
+    async def stream(self) -> AsyncIterator[str]:
+        async for message in self.replica.generate.remote(self.request):
+            if isinstance(message, Piece):
+                yield f"data: {message.text}\n\n"
+
+
+def main() -> None:
+    """Deploys, measures in turn, prints and writes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    try:
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+        quiet = {"enable_access_log": False, "log_level": "WARNING"}
+        args = AppArgs(replica_cpus=0, router_cpus=0, kv_tokens=32_768)
+        serve.run(build(args), name="stepdial", route_prefix="/", logging_config=quiet)
+        bare = serve.deployment(Bare, name="Bare", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)
+        serve.run(bare.bind(), name="bare", route_prefix="/bare", logging_config=quiet)
+        report = measure(f"http://127.0.0.1:{port}")
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print_table(report)
+
+
+def measure(url: str) -> dict[str, Any]:
+    """Total latency and time to the first text of each path, milliseconds."""
+    body = {
+        "model": "stepdial-tiny", "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True,
+        "seed": 0, "stream": True, "decoding": "diffusion", "block_length": TOKENS, "refinement_steps": 2,
+    }  # fmt: skip
+    paths: dict[str, tuple[str, str, dict[str, Any] | None]] = {
+        "one_chunk": ("GET", f"{url}/bare/one_chunk", None),
+        "bare": ("GET", f"{url}/bare/stream", None),
+        "stepdial": ("POST", f"{url}/v1/completions", body),
+    }
+    totals: dict[str, list[float]] = {name: [] for name in paths}
+    firsts: dict[str, list[float]] = {name: [] for name in paths}
+    with httpx.Client(timeout=30) as client:
+        for index in range(WARM_UP + ROUNDS):
+            for name, (method, address, json_body) in paths.items():
+                total_ms, first_ms = one_call(client, method, address, json_body)
+                if index >= WARM_UP:
+                    totals[name].append(total_ms)
+                    firsts[name].append(first_ms)
+    rows = {
+        name: {
+            "total_p50_ms": quantile(totals[name], 0.5), "total_p95_ms": quantile(totals[name], 0.95),
+            "first_p50_ms": quantile(firsts[name], 0.5), "first_p95_ms": quantile(firsts[name], 0.95),
+        }
+        for name in paths
+    }  # fmt: skip
+    added = {key: rows["stepdial"][key] - rows["bare"][key] for key in rows["bare"]}
+    return {
+        "command": "python -m benchmarks.router_overhead", "machine": machine(), "rounds": ROUNDS, "paths": rows,
+        "added_by_the_router": added,
+    }  # fmt: skip
+
+
+def one_call(client: httpx.Client, method: str, url: str, body: dict[str, Any] | None) -> tuple[float, float]:
+    """(total, first bytes of the body) in milliseconds."""
+    begun = time.perf_counter()
+    first = 0.0
+    with client.stream(method, url, json=body) as answer:
+        answer.raise_for_status()
+        for _ in answer.iter_raw():
+            first = first or time.perf_counter()
+    return (time.perf_counter() - begun) * 1e3, (first - begun) * 1e3
+
+
+def print_table(report: dict[str, Any]) -> None:
+    rows = {**report["paths"], "added by the router": report["added_by_the_router"]}
+    print(f"{'':22}{'total p50':>11}{'p95':>9}{'first p50':>12}{'p95':>9}   (ms)")
+    for name, row in rows.items():
+        print(f"{name:22}" + "".join(f"{row[key]:{width}.2f}" for key, width in zip(row, (11, 9, 12, 9), strict=True)))
+
+
+if __name__ == "__main__":
+    main()
