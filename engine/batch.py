@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.attention import AttentionGroup, folded_rows, padded_keys, reach_mask
-
-MIN_ROWS = 16
-"""Rows of a product are padded to a multiple of 8 and at least 16: then a row's bits do not depend on its batch,
-with one thread (8 would do) and with two, where a product is split in halves (seen bitwise on AVX-512 with MKL)."""
-
+from kernels.attention import MIN_PRODUCT_ROWS, AttentionGroup, folded_rows, padded_keys, reach_mask
 
 def padded_rows(rows: int) -> int:
-    """`rows` rounded up so that matrix products come out bit-identical in any batch."""
-    return max(MIN_ROWS, -(-rows // 8) * 8)
+    """`rows` rounded up so that a row's bits do not depend on its batch: a multiple of 8, and at least 8 a thread.
+
+    Matrix products with fewer rows take other code paths in MKL, and with two threads a product is split in halves
+    (seen bitwise on AVX-512 with torch 2.13).
+    """
+    return max(MIN_PRODUCT_ROWS * torch.get_num_threads(), -(-rows // MIN_PRODUCT_ROWS) * MIN_PRODUCT_ROWS)
 
 
 @dataclass(slots=True)
