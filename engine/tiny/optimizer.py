@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+EMBEDDING_FACTOR = 4  # of the other parameters' rate: embeddings are of unit size and seldom updated
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
@@ -53,10 +54,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def optimizers(network: nn.Module, matrix_rate: float, other_rate: float) -> list[torch.optim.Optimizer]:
-    """The two optimisers of a network, at their peak learning rates."""
+    """The optimisers of a network: its matrices, its embeddings, the rest."""
     matrices = [p for name, p in network.named_parameters() if "proj" in name]
-    others = [p for name, p in network.named_parameters() if "proj" not in name]
+    embeddings = [p for name, p in network.named_parameters() if "embed" in name]
+    others = [p for name, p in network.named_parameters() if "proj" not in name and "embed" not in name]
     return [
         Muon(matrices, lr=matrix_rate),
-        torch.optim.AdamW(others, lr=other_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0),
+        torch.optim.AdamW(embeddings, lr=EMBEDDING_FACTOR * other_rate, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(others, lr=other_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]

@@ -9,10 +9,10 @@ from engine.tiny.objective import Row, clean_row, draw_noise
 from engine.tiny.tasks import FAMILIES, draw
 from engine.tiny.tokenizer import EOS_ID, render
 
-FULL_SIZE_AT = 0.35  # share of the training at which answers have their full length
-WARM_UP = 0.04  # share of the training in which copying comes first: other tasks are built on it
-COPYING = ("replacing", "reversing")
 LONG = ("addition", "replacing", "records", "code")
+MEMORY = 0.97  # of the running exact match, per sample
+LEARNED = 0.75  # exact match at which a task's answers become longer
+FULL_SIZE_FROM, FULL_SIZE_AT = 0.35, 0.7  # progress over which every task reaches its full size, learned or not
 
 
 @dataclass(slots=True)
@@ -20,42 +20,56 @@ class Sample:
     """One training row with the task it came from."""
 
     task: str
+    size: float
     row: Row
     noisy_tokens: int
 
 
 @dataclass
 class Sampler:
-    """Draws tasks; `exact` holds a running AR exact match of each task on data never seen before."""
+    """Draws tasks. Each has a level (0..1, the size of its answers) that rises when it is learned.
+
+    `exact` holds a running AR exact match of each task at its level, on data never seen before.
+    """
 
     tokenizer: Tokenizer
     rng: Random
     exact: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 0.0))
+    level: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 0.05))
 
-    def weight(self, task: str, progress: float) -> float:
+    def weight(self, task: str) -> float:
         """How often `task` is drawn: what is wrong more often comes more often, long answers half as often."""
-        weight = 0.2 + (1 - self.exact[task])
-        if task in LONG:
-            weight *= 0.5
-        return weight * 4 if progress < WARM_UP and task in COPYING else weight
+        return (0.25 + (1 - self.exact[task]) + 0.5 * (1 - self.level[task])) * (0.5 if task in LONG else 1.0)
 
-    def size(self, progress: float) -> float:
-        """Answers grow from a fifth of their range to all of it; some stay short."""
-        most = min(1.0, 0.2 + 0.8 * progress / FULL_SIZE_AT)
-        return most if self.rng.random() < 0.8 else most * self.rng.random()
+    def size(self, task: str, progress: float) -> float:
+        """Mostly the task's level, sometimes less."""
+        least = min(1.0, (progress - FULL_SIZE_FROM) / (FULL_SIZE_AT - FULL_SIZE_FROM))
+        self.level[task] = max(self.level[task], least)
+        return self.level[task] * (1 if self.rng.random() < 0.8 else self.rng.random())
+
+    def note(self, sample: Sample, right: bool) -> None:
+        """Counts an answer; a task that is mostly right at its level goes on to longer ones."""
+        task = sample.task
+        if sample.size < self.level[task]:
+            return
+        self.exact[task] += (1 - MEMORY) * (right - self.exact[task])
+        if self.exact[task] > LEARNED and self.level[task] < 1:
+            self.level[task] = min(1.0, self.level[task] * 1.15 + 0.02)
+            self.exact[task] *= 0.8
 
     def sample(self, progress: float, joint: bool) -> Sample:
         """One row; with `joint` it has a noisy half."""
         names = list(FAMILIES)
-        name = self.rng.choices(names, [self.weight(task, progress) for task in names])[0]
-        task = draw(self.rng, name, "train", self.size(progress))
+        name = self.rng.choices(names, [self.weight(task) for task in names])[0]
+        size = self.size(name, progress)
+        task = draw(self.rng, name, "train", size)
         prompt = self.tokenizer.encode(render(task.messages), add_special_tokens=False).ids
         answer = [*self.tokenizer.encode(task.answer, add_special_tokens=False).ids, EOS_ID]
         row = clean_row(prompt, answer)
         clean = len(row.ids)
         if joint:
             draw_noise(row, len(prompt), answer, self.rng)
-        return Sample(name, row, len(row.ids) - clean)
+        return Sample(name, size, row, len(row.ids) - clean)
 
     def step(self, tokens: int, progress: float, joint: bool) -> list[Sample]:
         """The samples of one step, about `tokens` tokens in all, short rows first."""

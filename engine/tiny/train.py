@@ -27,11 +27,10 @@ from engine.tiny.objective import collate
 from engine.tiny.optimizer import optimizers
 from engine.tiny.sampler import Sample, Sampler, micro_batches
 
-JOINT_AT = 0.28
+JOINT_AT = 0.35
 DECAY_AT = 0.6
 DIFFUSION_WEIGHT = 0.3
 WARM_UP_STEPS = 60
-EXACT_MEMORY = 0.98  # of the running exact match, per sample
 SAVE_EVERY_S = 120.0
 MICRO_BATCH = 2048  # padded tokens; more fall out of a core's cache
 
@@ -106,6 +105,8 @@ def train(
     torch.manual_seed(seed)
     network = Network(Shape())
     peak = optimizers(network, *rates)
+    for optimizer in peak:
+        optimizer.param_groups[0]["peak"] = optimizer.param_groups[0]["lr"]
     sampler = Sampler(Tokenizer.from_file(str(tokenizer_path)), Random(f"{seed} {rank}"))
     clock = Clock(0.0, time.time() + 60 * minutes)
     state_path, step, seen, active_s = run / "state.pt", 0, 0, 0.0
@@ -114,12 +115,11 @@ def train(
         network.load_state_dict(state["network"])
         for optimizer, saved in zip(peak, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        sampler.exact |= state["exact"]
+        sampler.exact |= {task: value for task, value in state["exact"].items() if task in sampler.exact}
+        sampler.level |= {task: value for task, value in state.get("level", {}).items() if task in sampler.level}
         sampler.rng.seed(f"{seed} {rank} {state['step']}")
         step, seen, active_s, clock.progress = state["step"], state["tokens"], state["active_s"], state["progress"]
     compiled = torch.compile(network, dynamic=True)
-    for optimizer, rate in zip(peak, rates, strict=True):
-        optimizer.param_groups[0]["peak"] = rate
     saved_at = logged_at = time.time()
     recent: list[list[float]] = []
     # Each worker counts its tokens here, and a step ends when they have made enough together: a worker whose core is
@@ -150,7 +150,7 @@ def train(
             batches += 1
             counts[rank] += sum(len(sample.row.ids) for sample in batch)
             for sample, right in zip(batch, exact, strict=True):
-                sampler.exact[sample.task] += (1 - EXACT_MEMORY) * (right - sampler.exact[sample.task])
+                sampler.note(sample, right)
         share_gradients(network, batches)
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0).item()
         factor = learning_rate(clock.progress, step)
@@ -165,7 +165,7 @@ def train(
         seen += tokens
         recent.append([sums[0] / batches, sums[1] / batches, *sums[2:], norm, tokens, took])
         if rank == 0 and time.time() - logged_at > 15:
-            log(step, seen, clock.progress, factor, recent, sampler.exact)
+            log(step, seen, clock.progress, factor, recent, sampler)
             recent, logged_at = [], time.time()
         if rank == 0 and time.time() - saved_at > SAVE_EVERY_S:
             save(state_path, network, peak, sampler, step, seen, active_s, clock.progress)
@@ -175,9 +175,7 @@ def train(
         print("finished", flush=True)
 
 
-def log(
-    step: int, seen: int, progress: float, factor: float, recent: list[list[float]], exact: dict[str, float]
-) -> None:
+def log(step: int, seen: int, progress: float, factor: float, recent: list[list[float]], sampler: Sampler) -> None:
     """One JSON line: means of the last steps."""
     ar, diffusion, right, masked, norm, count, took = (sum(column) for column in zip(*recent, strict=True))
     entry = {
@@ -191,7 +189,7 @@ def log(
         "masked_right": round(right / max(masked, 1), 3),
         "norm": round(norm / len(recent), 2),
         "tokens_per_s": round(count / took),
-        "exact": {name: round(value, 2) for name, value in exact.items()},
+        "level_exact": {name: [round(sampler.level[name], 2), round(sampler.exact[name], 2)] for name in sampler.level},
     }
     print(json.dumps(entry), flush=True)
 
@@ -205,6 +203,7 @@ def save(
         "network": network.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in peak],
         "exact": sampler.exact,
+        "level": sampler.level,
         "step": step,
         "tokens": seen,
         "active_s": active_s,
@@ -221,7 +220,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, default=Path(__file__).parent / "checkpoint" / "tokenizer.json")
     parser.add_argument("--minutes", type=float, default=110, help="wall time from now until the end")
     parser.add_argument("--tokens", type=int, default=9000, help="tokens of a step, noisy halves included")
-    parser.add_argument("--matrix-rate", type=float, default=0.02, help="Muon's peak learning rate")
+    parser.add_argument("--matrix-rate", type=float, default=0.008, help="Muon's peak learning rate")
     parser.add_argument("--other-rate", type=float, default=3e-3, help="AdamW's peak learning rate")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each, which beat threads here")
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)

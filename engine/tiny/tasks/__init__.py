@@ -13,7 +13,6 @@ from engine.tiny.tasks import (
     replacing,
     reversing,
     sorting,
-    sums,
 )
 from engine.tiny.tasks.task import SPLITS, Message, Split, Task, split_of
 
@@ -21,7 +20,6 @@ __all__ = ["FAMILIES", "SPLITS", "Message", "Split", "Task", "draw", "generate",
 
 FAMILIES: dict[str, Callable[[Random, float], Task]] = {
     "addition": addition.draw,
-    "sums": sums.draw,
     "sorting": sorting.draw,
     "reversing": reversing.draw,
     "replacing": replacing.draw,
