@@ -53,15 +53,36 @@ KEYS = 640
 
 @dataclass
 class Measured:
-    """One mode at one concurrency: tokens per second of every repeat, and where the engine's time went."""
+    """One mode at one concurrency: tokens per second of every repeat, and where the engine's time went.
+
+    Attributes:
+        cpu: the same per second of CPU instead of wall clock, which other processes of the machine disturb less.
+        split_ms: CPU milliseconds of a forward by part of the engine.
+    """
 
     engine: list[float] = field(default_factory=list)
     reference: list[float] = field(default_factory=list)
     bare: list[float] = field(default_factory=list)
+    cpu: dict[str, list[float]] = field(default_factory=lambda: {"engine": [], "reference": [], "bare": []})
     forwards: int = 0
     tokens: int = 0
-    overhead_ms: list[float] = field(default_factory=list)
     split_ms: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, tokens: int, timer: Timer) -> None:
+        """One run of `engine`, `reference` or `bare`."""
+        getattr(self, name).append(tokens / timer.wall_s)
+        self.cpu[name].append(tokens / timer.cpu_s)
+
+
+class Timer:
+    """Wall-clock and CPU seconds of a `with` block, over all threads of the process."""
+
+    def __enter__(self) -> Timer:
+        self.wall_s, self.cpu_s = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wall_s, self.cpu_s = time.perf_counter() - self.wall_s, time.process_time() - self.cpu_s
 
 
 class Bench:
@@ -81,19 +102,15 @@ class Bench:
         options = GenerationOptions(temperature=0, max_tokens=self.max_tokens)
         return [Ask(prompt, options, plan) for prompt in prompts]
 
-    def run_engine(self, plan: Plan, prompts: Sequence[list[int]], concurrency: int) -> tuple[float, int, float]:
-        """Seconds, tokens, and milliseconds of CPU per forward outside the model call."""
-        before = self.engine.stats()
-        busy, begun = time.process_time(), time.perf_counter()
+    def run_engine(self, plan: Plan, prompts: Sequence[list[int]], concurrency: int) -> int:
+        """Answers all prompts; returns how many tokens came."""
         got = asyncio.run(answers(self.engine, self.asks(plan, prompts), concurrency))
-        seconds, busy = time.perf_counter() - begun, time.process_time() - busy
-        after = self.engine.stats()
-        forwards = after.forwards - before.forwards
-        outside = busy - (after.forward_s - before.forward_s)
-        return seconds, sum(len(one.token_ids) for one in got), outside / forwards * 1e3
+        return sum(len(one.token_ids) for one in got)
 
-    def record(self, plan: Plan, prompts: Sequence[list[int]], concurrency: int) -> tuple[list[BareForward], Any]:
-        """The shapes of the forwards that the engine runs, laid out for the bare call, and the split of a forward."""
+    def record(
+        self, plan: Plan, prompts: Sequence[list[int]], concurrency: int
+    ) -> tuple[list[BareForward], dict[str, float]]:
+        """The shapes of the forwards that the engine runs, laid out for the bare call, and the CPU of its parts."""
         executor, postprocessor = self.engine.core.executor, self.engine.core.postprocessor
         shapes: list[list[Shape]] = []
         spent = {"lay out": 0.0, "model": 0.0, "choose and settle": 0.0}
@@ -101,9 +118,10 @@ class Bench:
 
         def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
             def wrapped(*args: Any) -> Any:
-                begun = time.perf_counter()
+                # With one torch thread a call's CPU is its thread's; more threads share it about equally.
+                begun = time.thread_time()
                 result = call(*args)
-                spent[name] += time.perf_counter() - begun
+                spent[name] += (time.thread_time() - begun) * (torch.get_num_threads() if name == "model" else 1)
                 return result
 
             return wrapped
@@ -112,30 +130,25 @@ class Bench:
             shapes.append([Shape(len(s.tokens), s.start, s.causal, s.drafted, len(s.wanted)) for s in segments])
             return timed("lay out", lay_out)(segments)
 
-        before = self.engine.stats()
         executor.batch, executor.run = batch, timed("model", run)  # type: ignore[method-assign]
         postprocessor.apply = timed("choose and settle", apply)  # type: ignore[method-assign]
         try:
-            seconds, _, _ = self.run_engine(plan, prompts, concurrency)
+            with Timer() as whole:
+                self.run_engine(plan, prompts, concurrency)
         finally:
             del executor.batch, executor.run, postprocessor.apply
-        after = self.engine.stats()
-        busy = after.busy_s - before.busy_s
-        spent["schedule and account"] = busy - sum(spent.values())
-        spent["deliver and wait"] = seconds - busy
+        spent["schedule, deliver, client"] = whole.cpu_s - sum(spent.values())
         split = {name: value / len(shapes) * 1e3 for name, value in spent.items()}
         return [self.bare.lay_out(shape) for shape in shapes], split
 
-    def run_bare(self, forwards: Sequence[BareForward]) -> float:
-        """Seconds of the bare calls."""
-        begun = time.perf_counter()
+    def run_bare(self, forwards: Sequence[BareForward]) -> None:
+        """The bare calls, each read back as an engine must."""
         for forward in forwards:
             self.bare.run(forward).tolist()
-        return time.perf_counter() - begun
 
-    def run_reference(self, rung: Rung, prompts: Sequence[list[int]]) -> float:
-        """Tokens per second, one request at a time."""
-        begun, tokens, loops = time.perf_counter(), 0, self.reference
+    def run_reference(self, rung: Rung, prompts: Sequence[list[int]]) -> int:
+        """Answers all prompts, one at a time; returns how many tokens a server would keep."""
+        tokens, loops = 0, self.reference
         for prompt in prompts:
             if rung.decoding is Decoding.AR:
                 ids = loops.ar_generate(prompt, self.max_tokens).ids
@@ -146,7 +159,7 @@ class Bench:
                 ids = loops.linear_spec_generate(prompt, self.max_tokens, rung.block_length).ids
             # What overshoots `max_new_tokens` is thrown away by a server.
             tokens += len(ids[: self.max_tokens])
-        return tokens / (time.perf_counter() - begun)
+        return tokens
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -158,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plans = {name: Plan(ladder=(rung,)) for name, rung in MODES.items() if not options.modes or name in options.modes}
     rungs = {f"rung {rung_name(rung)}": Plan(ladder=(rung,)) for rung in ladder}
     results: dict[str, dict[int, Measured]] = {}
+    print("tokens/s: median (least to most; per second of CPU)")
     for concurrency in options.concurrency:
         chosen = (
             prompts[: max(options.prompts_at_1, 2 * concurrency)]
@@ -202,11 +216,15 @@ def measure(bench: Bench, plan: Plan, prompts: Sequence[list[int]], concurrency:
     bench.run_bare(forwards[:3])
     one.forwards = len(forwards)
     for _ in range(repeats):
-        seconds, one.tokens, outside_ms = bench.run_engine(plan, prompts, concurrency)
-        one.engine.append(one.tokens / seconds)
-        one.overhead_ms.append(outside_ms)
-        one.bare.append(one.tokens / bench.run_bare(forwards))
-        one.reference.append(bench.run_reference(plan.first, prompts[:REFERENCE_PROMPTS]))
+        with Timer() as timer:
+            one.tokens = bench.run_engine(plan, prompts, concurrency)
+        one.add("engine", one.tokens, timer)
+        with Timer() as timer:
+            bench.run_bare(forwards)
+        one.add("bare", one.tokens, timer)
+        with Timer() as timer:
+            tokens = bench.run_reference(plan.first, prompts[:REFERENCE_PROMPTS])
+        one.add("reference", tokens, timer)
     return one
 
 
@@ -220,9 +238,9 @@ def measure_auto(
     for _ in range(repeats):
         for name, plan in plans.items():
             one = measured[name]
-            seconds, one.tokens, outside_ms = bench.run_engine(plan, prompts, concurrency)
-            one.engine.append(one.tokens / seconds)
-            one.overhead_ms.append(outside_ms)
+            with Timer() as timer:
+                one.tokens = bench.run_engine(plan, prompts, concurrency)
+            one.add("engine", one.tokens, timer)
     return measured
 
 
@@ -263,27 +281,32 @@ def rung_name(rung: Rung) -> str:
 
 
 def _numbers(one: Measured) -> dict[str, Any]:
-    numbers: dict[str, Any] = {"tokens": one.tokens, "forwards": one.forwards, "split_ms_per_forward": one.split_ms}
-    for name, values in (("engine", one.engine), ("reference", one.reference), ("bare", one.bare)):
+    numbers: dict[str, Any] = {"tokens": one.tokens, "forwards": one.forwards, "cpu_ms_per_forward": one.split_ms}
+    for name in ("engine", "reference", "bare"):
+        values = getattr(one, name)
         if values:
-            numbers[f"{name}_tokens_per_s"] = {
-                "median": statistics.median(values), "min": min(values), "max": max(values), "all": values
-            }  # fmt: skip
-    numbers["cpu_ms_outside_the_model_per_forward"] = statistics.median(one.overhead_ms)
+            numbers[name] = {
+                "tokens_per_s": statistics.median(values),
+                "min": min(values),
+                "max": max(values),
+                "tokens_per_cpu_s": statistics.median(one.cpu[name]),
+            }
     return numbers
 
 
 def _show(name: str, concurrency: int, one: Measured) -> None:
-    parts = [f"{name:34} at {concurrency:3}"]
-    for title, values in (("engine", one.engine), ("reference", one.reference), ("bare", one.bare)):
+    parts = [f"{name:28} at {concurrency:2}"]
+    for title in ("engine", "reference", "bare"):
+        values = getattr(one, title)
         if values:
-            parts.append(f"{title} {statistics.median(values):7.0f} ({min(values):.0f}-{max(values):.0f}) tokens/s")
-    parts.append(f"{statistics.median(one.overhead_ms):.2f} ms CPU a forward outside the model")
+            cpu = statistics.median(one.cpu[title])
+            parts.append(
+                f"{title} {statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f}; CPU {cpu:.0f})"
+            )
     print(", ".join(parts), flush=True)
     if one.split_ms:
-        print(
-            "    ms a forward: " + ", ".join(f"{part} {value:.2f}" for part, value in one.split_ms.items()), flush=True
-        )
+        split = ", ".join(f"{part} {value:.2f}" for part, value in one.split_ms.items())
+        print(f"    CPU ms a forward: {split}", flush=True)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
