@@ -38,8 +38,9 @@ class Sampler:
     level: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 0.05))
 
     def weight(self, task: str) -> float:
-        """How often `task` is drawn: what is wrong more often comes more often, long answers half as often."""
-        return (0.25 + (1 - self.exact[task]) + 0.5 * (1 - self.level[task])) * (0.5 if task in LONG else 1.0)
+        """How often `task` is drawn: what is wrong more often comes more often, long answers down to half as often."""
+        length = 1 - 0.5 * self.level[task] if task in LONG else 1.0
+        return (0.25 + (1 - self.exact[task]) + 0.5 * (1 - self.level[task])) * length
 
     def size(self, task: str, progress: float) -> float:
         """Mostly the task's level, sometimes less."""

@@ -6,21 +6,35 @@ chat_template.jinja into DIR.
 
 import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from engine.tiny.tasks import Message, generate
+from engine.tiny.tasks import Message
+from engine.tiny.tasks.lexicon import CITIES, CLASSES, COLORS, FIELDS, JOBS, NAMES, NOUNS
 
 # Ids of the family (contract 6); 100 is the mask, which no text ever becomes.
 SPECIALS = {0: "<unk>", 1: "<s>", 2: "</s>", 10: "<|im_start|>", 11: "<|im_end|>", 12: "<think>", 13: "</think>"}
 BOS_ID, EOS_ID, MASK_ID = 1, 11, 100
-ROLES = ("system", "user", "assistant")
 
 # One piece is a word with its leading space, a digit, a line break with the indentation after it, a run of
 # punctuation, or a blank. A piece that is no token of its own falls back to its bytes.
 PIECE = r" ?[A-Za-z]+|[0-9]|\n *| ?[^\sA-Za-z0-9]+|\s"
+
+# Words that start a text or a line, words within one, and runs of punctuation: what the tasks' templates need.
+FIRST_WORDS = """
+    Add Copy Noted Reverse Sort The What Where Who Write append assert assistant city class color def for if in
+    init item job print read return self system the user while with
+""".split()  # noqa: SIM905
+INNER_WORDS = """
+    JSON a and as bought but buy by carry city class code color column did facts fields fills for gap get
+    getters in is list lives max numbers of open pairs range self set text the these this to was went with words
+    write
+""".split()  # noqa: SIM905
+PUNCTUATION = (
+    '",', '":', '"}', '()', '(____)', '):', '__(', '____', '{"', '\n    ', '\n        ', ' "', ' *', ' +',
+    ' +=', ' -', ' <', ' =', ' ==', ' >', ' [', ' __', ' ____', ' ____.', ' {',
+)  # fmt: skip
 
 # Thinking off renders an empty thought; on leaves it open. The system turn is there even when it is empty (contract 6).
 CHAT_TEMPLATE = """\
@@ -68,27 +82,24 @@ def special_tokens() -> list[str]:
     return [SPECIALS.get(index, f"<SPECIAL_{index}>") for index in range(MASK_ID)]
 
 
-def byte_level(text: str) -> list[str]:
-    """The pieces of `text` in the byte-level alphabet."""
-    split = pre_tokenizers.Split(Regex(PIECE), behavior="isolated")
-    return [piece for piece, _ in byte_level_of(split).pre_tokenize_str(text)]
-
-
 def byte_level_of(split: pre_tokenizers.Split) -> pre_tokenizers.Sequence:
     """`split`, then bytes written as printable characters."""
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def lexicon(texts: Iterable[str]) -> list[str]:
-    """All pieces of `texts` that are longer than a byte, sorted."""
-    return sorted({piece for text in texts for piece in byte_level(text) if len(piece) > 1})
+def words() -> list[str]:
+    """Every piece that the tasks are made of and that is longer than a byte, in the byte-level alphabet, sorted."""
+    both = [*NAMES, *CITIES, *COLORS, *JOBS, *NOUNS, *FIELDS]
+    inner = [f" {word}" for word in [*both, *CLASSES, *INNER_WORDS]]
+    pieces = {*both, *FIRST_WORDS, *inner, *PUNCTUATION}
+    return sorted(piece.replace(" ", "\u0120").replace("\n", "\u010a") for piece in pieces)
 
 
-def build(words: list[str]) -> Tokenizer:
-    """A tokenizer with the special ids, 256 bytes from id 101 on, then `words`."""
+def build(lexicon: list[str]) -> Tokenizer:
+    """A tokenizer with the special ids, 256 bytes from id 101 on, then `lexicon`."""
     vocabulary = {token: index for index, token in enumerate(special_tokens())}
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    for piece in [*alphabet, *words]:
+    for piece in [*alphabet, *lexicon]:
         vocabulary[piece] = len(vocabulary) + 1  # one more than the count: nothing has the mask's id
     # ignore_merges makes a known piece one token without merges that would lead to it.
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", ignore_merges=True))
@@ -99,18 +110,6 @@ def build(words: list[str]) -> Tokenizer:
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS_ID)]
     )
     return tokenizer
-
-
-def task_lexicon(count: int = 20000) -> list[str]:
-    """The words of the tasks: every piece of `count` training tasks, and the roles."""
-    texts = (text for task in generate("train", count, 0) for text in (render(task.messages), task.answer))
-    specials = set(special_tokens())
-    stripped = []
-    for text in texts:
-        for special in specials & set(SPECIALS.values()):
-            text = text.replace(special, "\x00")
-        stripped.extend(text.split("\x00"))
-    return sorted(set(lexicon(stripped)) | set(ROLES))
 
 
 def write(tokenizer: Tokenizer, directory: Path, context: int) -> None:
@@ -131,4 +130,4 @@ def write(tokenizer: Tokenizer, directory: Path, context: int) -> None:
 
 
 if __name__ == "__main__":
-    write(build(task_lexicon()), Path(sys.argv[1]), context=4096)
+    write(build(words()), Path(sys.argv[1]), context=4096)

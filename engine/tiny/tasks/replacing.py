@@ -22,28 +22,13 @@ def text(rng: Random, count: int) -> list[str]:
     return words
 
 
-def layout(words: list[str], widths: list[int]) -> str:
-    """The words in lines of the given numbers of words."""
-    lines = []
-    at = 0
-    for width in widths:
-        lines.append(" ".join(words[at : at + width]))
-        at += width
-    return "\n".join(lines)
-
-
 def draw(rng: Random, size: float) -> Task:
-    """70 to 150 words in lines of 4 to 9; the replacement does not occur in the text."""
-    shortest = longest(8, 70, size)
-    target = rng.randint(shortest, longest(12, 150, size))
-    widths: list[int] = []
-    while sum(widths) < target:
-        widths.append(rng.randint(4, 9))
-    words = text(rng, sum(widths))
+    """8 to 80 words, one a line; the new word does not occur among them."""
+    words = text(rng, rng.randint(longest(8, 40, size), longest(12, 80, size)))
     old = rng.choice(words)
-    new = rng.choice([word for word in WORDS if word not in words] or [word for word in WORDS if word != old])
-    if new in words:
-        words = [rng.choice([other for other in WORDS if other != new]) if word == new else word for word in words]
+    new = rng.choice([word for word in WORDS if word != old])
+    kept = [word for word in WORDS if word != new]
+    words = [rng.choice(kept) if word == new else word for word in words]
     changed = [new if word == old else word for word in words]
-    prompt = f"Copy this text, but write {new} for {old}:\n{layout(words, widths)}"
-    return Task("replacing", [user(prompt)], layout(changed, widths), prompt)
+    prompt = f"Copy this list, but write {new} for {old}:\n" + "\n".join(words)
+    return Task("replacing", [user(prompt)], "\n".join(changed), prompt)
