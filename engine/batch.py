@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kernels.attention import MIN_PRODUCT_ROWS, AttentionGroup, folded_rows, padded_keys, reach_mask
 
+
 def padded_rows(rows: int) -> int:
     """`rows` rounded up so that a row's bits do not depend on its batch: a multiple of 8, and at least 8 a thread.
 

@@ -24,14 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Layer:
-    """Weights of one decoder layer; q, k, v and gate, up are stacked so that each pair is one product."""
+    """Weights of one decoder layer, inputs first: `x @ weight`, which MKL does faster for few rows.
+
+    q, k, v and gate, up are side by side, so that each of the two is one product.
+    """
 
     input_norm: Tensor  # [hidden]
-    qkv: Tensor  # [q_size + 2 kv_size, hidden]
-    output: Tensor  # [hidden, q_size]
+    qkv: Tensor  # [hidden, q_size + 2 kv_size]
+    output: Tensor  # [q_size, hidden]
     post_norm: Tensor  # [hidden]
-    gate_up: Tensor  # [2 intermediate, hidden]
-    down: Tensor  # [hidden, intermediate]
+    gate_up: Tensor  # [hidden, 2 intermediate]
+    down: Tensor  # [intermediate, hidden]
 
 
 class Transformer:
@@ -43,7 +46,7 @@ class Transformer:
         self.adapter = adapter
         self.embedding = weights.pop("encoder.embed_tokens.weight")  # [vocab, hidden]
         self.norm = weights.pop("encoder.norm.weight")
-        self.head = weights.pop("diffusion_head.weight")
+        self.head = weights.pop("diffusion_head.weight").t().contiguous()  # [hidden, vocab]
         self.layers = [_layer(weights, f"encoder.layers.{index}.") for index in range(config.num_layers)]
         device = self.embedding.device
         self.frequencies = yarn_frequencies(config.rope, config.head_dim).to(device)
@@ -76,7 +79,7 @@ class Transformer:
             stretch = query_scale(batch.positions, config.rope, self.dtype)
         x = F.embedding(batch.token_ids, self.embedding)
         for index, layer in enumerate(self.layers):
-            projected = F.linear(rms_norm(x, layer.input_norm, eps), layer.qkv).view(-1, heads + 2 * kv_heads, dim)
+            projected = (rms_norm(x, layer.input_norm, eps) @ layer.qkv).view(-1, heads + 2 * kv_heads, dim)
             rotated = apply_rotary(projected[:, : heads + kv_heads], cos, sin)
             query = rotated[:, :heads]
             if stretch is not None:
@@ -87,19 +90,19 @@ class Transformer:
             )
             attended = reach_attention(query, cache, batch.groups, scale)
             x = x + self._output(index, layer, attended, batch.draft_rows, batch.draft_count)
-            gate, up = F.linear(rms_norm(x, layer.post_norm, eps), layer.gate_up).chunk(2, dim=-1)
-            x = x + F.linear(F.silu(gate) * up, layer.down)
+            gate, up = (rms_norm(x, layer.post_norm, eps) @ layer.gate_up).chunk(2, dim=-1)
+            x = x + (F.silu(gate) * up) @ layer.down
         return x
 
     def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """Final norm and head over the wanted `rows` `[r]` of `forward`'s result: `[r, vocab]`."""
-        return F.linear(rms_norm(hidden.index_select(0, rows), self.norm, self.config.rms_norm_eps), self.head)
+        return rms_norm(hidden.index_select(0, rows), self.norm, self.config.rms_norm_eps) @ self.head
 
     def _output(
         self, index: int, layer: Layer, attended: Tensor, draft_rows: Tensor | None, draft_count: int
     ) -> Tensor:
         """o_proj, with the low-rank draft weights added on draft rows only (contract 2.2)."""
-        out = F.linear(attended, layer.output)
+        out = attended @ layer.output
         if draft_rows is None or self.adapter is None:
             return out
         down, up = self.adapter.layers[index]
@@ -123,9 +126,9 @@ def _layer(weights: dict[str, Tensor], prefix: str) -> Layer:
 
     return Layer(
         input_norm=take("input_layernorm"),
-        qkv=torch.cat([take(f"self_attn.{name}_proj") for name in "qkv"]),
-        output=take("self_attn.o_proj"),
+        qkv=torch.cat([take(f"self_attn.{name}_proj") for name in "qkv"]).t().contiguous(),
+        output=take("self_attn.o_proj").t().contiguous(),
         post_norm=take("post_attention_layernorm"),
-        gate_up=torch.cat([take("mlp.gate_proj"), take("mlp.up_proj")]),
-        down=take("mlp.down_proj"),
+        gate_up=torch.cat([take("mlp.gate_proj"), take("mlp.up_proj")]).t().contiguous(),
+        down=take("mlp.down_proj").t().contiguous(),
     )
