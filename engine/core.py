@@ -284,12 +284,15 @@ class EngineCore:
         """Predicted seconds of forwards until all of `sequences` are done.
 
         Every slot is paid once; the base of a forward is shared by all that ride in it, so it is paid for as many
-        forwards as the longest sequence needs. Lengths: what recent answers had, at most max_tokens.
+        forwards as the longest sequence needs. Lengths: a sequence has as much ahead of it as recent answers had in
+        all, however long it is already (what has not ended yet is no nearer to its end), at most max_tokens; one that
+        nothing stops goes up to max_tokens.
         """
         cost = self.cost_model
         slots = longest = context = 0.0
         for sequence in sequences:
-            expected = max(min(self._mean_output, sequence.limits.max_tokens) - sequence.output_tokens, 8.0)
+            left = sequence.limits.max_tokens - sequence.output_tokens
+            expected = max(min(self._mean_output, left) if sequence.limits.stop_ids else left, 1.0)
             forwards = expected / max(self.meter.expected(sequence.rung), 1e-3)
             slots += sequence.prefill_target - sequence.cached + forwards * sequence.rung.block_length
             context += forwards * len(sequence.tokens)
