@@ -19,7 +19,7 @@ def kept_tokens(canvas: Seq[int], picks: Seq[int], log_ratios: Seq[float] | None
             tolerance t keeps tokens with p_AR(token) >= t * p_AR(best).
     """
     length = len(canvas)
-    if audit in ("off", "score"):
+    if audit in ("off", "score") or length == 1:
         return length
     if audit == "exact":
         for offset in range(length - 1):
