@@ -77,59 +77,65 @@ class ForwardBatch:
 
 def build_batch(segments: Seq[Segment], page_size: int, heads_per_kv_head: int, dtype: torch.dtype) -> ForwardBatch:
     """Lays the segments out as one ragged batch (on the CPU)."""
-    order: dict[tuple[int, int], list[int]] = {}
+    order: dict[tuple[int, int, bool], list[int]] = {}
     for index, segment in enumerate(segments):
-        order.setdefault((len(segment.tokens), padded_keys(segment.end)), []).append(index)
+        rows = len(segment.tokens)
+        # One row is the same causal or not.
+        order.setdefault((rows, padded_keys(segment.end), segment.causal and rows > 1), []).append(index)
     tokens: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
+    positions: list[np.ndarray] = []
+    slots: list[np.ndarray] = []
     drafts: list[int] = []
     groups: list[AttentionGroup] = []
     first_row = [0] * len(segments)
-    for (rows, keys), members in order.items():
+    for (rows, keys, causal), members in order.items():
         start_row = len(tokens)
-        repeats = folded_rows(rows, heads_per_kv_head) - rows * heads_per_kv_head
         table = np.zeros((len(members), -(-keys // page_size)), dtype=np.int64)
-        reach: list[list[int]] = []
         for place, index in enumerate(members):
             segment = segments[index]
-            start, end, pages = segment.start, segment.end, segment.pages
-            held = min(len(pages), table.shape[1])
-            table[place, :held] = pages[:held]
-            row = first_row[index] = len(tokens)
+            held = segment.pages[: table.shape[1]]
+            table[place, : len(held)] = held
+            first_row[index] = len(tokens)
             tokens += segment.tokens
-            positions += range(start, end)
-            slots += [pages[at // page_size] * page_size + at % page_size for at in range(start, end)]
-            seen = list(range(start + 1, end + 1)) if segment.causal else [end] * rows
-            reach.append(seen * heads_per_kv_head + seen[:1] * repeats)
             if segment.drafted:
-                drafts += range(row, row + rows)
+                drafts += range(first_row[index], len(tokens))
+        starts = np.array([segments[index].start for index in members])[:, None]
+        position = starts + np.arange(rows)
         key_slots = (table[:, :, None] * page_size + np.arange(page_size)).reshape(len(members), -1)[:, :keys]
+        positions.append(position.reshape(-1))
+        slots.append(np.take_along_axis(key_slots, position, axis=1).reshape(-1))
+        reach = starts + (_folded_offsets(rows, heads_per_kv_head) + 1 if causal else rows)
         groups.append(
             AttentionGroup(
                 start=start_row,
                 sequences=len(members),
                 rows=rows,
                 key_slots=torch.from_numpy(key_slots.reshape(-1)),
-                mask=reach_mask(torch.tensor(reach), keys, dtype)[:, None],
+                mask=reach_mask(torch.from_numpy(reach), keys, dtype)[:, None],
             )
         )
     count = len(tokens)
-    padding = [0] * (padded_rows(count) - count)
+    padding = np.zeros(padded_rows(count) - count, dtype=np.int64)
     wanted = [first_row[index] + offset for index, segment in enumerate(segments) for offset in segment.wanted]
     return ForwardBatch(
-        token_ids=torch.tensor(tokens + padding),
-        positions=torch.tensor(positions + padding),
-        slots=torch.tensor(slots + padding),
+        token_ids=torch.from_numpy(np.concatenate((tokens, padding))),
+        positions=torch.from_numpy(np.concatenate((*positions, padding))),
+        slots=torch.from_numpy(np.concatenate((*slots, padding))),
         groups=groups,
         draft_rows=torch.tensor(_repeat_first(drafts)) if drafts else None,
         draft_count=len(drafts),
         logit_rows=torch.tensor(_repeat_first(wanted)),
         wanted=len(wanted),
-        last_position=max(positions),
+        last_position=max(segment.end for segment in segments) - 1,
         query_tokens=count,
         context_tokens=sum(segment.end for segment in segments),
     )
+
+
+def _folded_offsets(rows: int, heads_per_kv_head: int) -> np.ndarray:
+    """Offset of the query row behind each row of a sequence's products: head after head, then padding."""
+    offsets = np.tile(np.arange(rows), heads_per_kv_head)
+    return np.concatenate((offsets, np.zeros(folded_rows(rows, heads_per_kv_head) - len(offsets), dtype=np.int64)))
 
 
 def _repeat_first(rows: list[int]) -> list[int]:

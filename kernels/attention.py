@@ -49,7 +49,8 @@ class AttentionGroup:
         sequences, rows: so many sequences of so many query rows each.
         key_slots: int64 `[sequences * keys]`, the K/V slot of every key position (a null slot beyond the table).
         mask: `[sequences, 1, folded_rows, keys]` additive, 0 below a row's reach and -inf from there on; all heads of
-            a K/V head are rows of one product, head after head, padded at the end.
+            a K/V head are rows of one product, head after head, padded at the end. Where all rows of a sequence have
+            the same reach, `[sequences, 1, 1, keys]`.
     """
 
     start: int
@@ -82,7 +83,7 @@ def reach_attention(query: Tensor, kv: Tensor, groups: list[AttentionGroup], sca
     parts: list[Tensor] = []
     for group in groups:
         count, rows, keys = group.sequences, group.rows, group.mask.shape[-1]
-        padding = group.mask.shape[-2] - fold * rows
+        padding = folded_rows(rows, fold) - fold * rows
         q = query[group.start : group.start + count * rows].view(count, rows, kv_heads, fold, dim)
         q = q.permute(0, 2, 3, 1, 4).reshape(count, kv_heads, fold * rows, dim)
         if padding:
