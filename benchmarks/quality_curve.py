@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plot(report, options.output / "quality.png")
     ladder = build_ladder(cells, cells_dir, report)
     _write(options.output / "ladder.json", ladder)
-    if options.install:
+    if options.install and ladder["rungs"]:
         for name in ("quality.json", "ladder.json"):
             shutil.copyfile(options.output / name, options.model / name)
     print_summary(report, ladder)

@@ -42,6 +42,7 @@ class Result:
     token_ids: list[int] = field(default_factory=list)
     canvases: list[Shown] = field(default_factory=list)
     report: Report | None = None
+    finish_reason: str = ""
 
     @property
     def bits(self) -> tuple[object, ...]:
@@ -125,7 +126,7 @@ def run(engine: Engine, requests: Seq[Request], order: Seq[int] | None = None, g
             if isinstance(event, Delta):
                 result.token_ids += event.token_ids
             elif isinstance(event, Finished):
-                result.report = event.report
+                result.report, result.finish_reason = event.report, event.finish_reason
 
     for place, index in enumerate(range(len(requests)) if order is None else order):
         for _ in range(gaps[place] if gaps else 0):

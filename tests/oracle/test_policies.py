@@ -1,0 +1,95 @@
+"""Any policy through the engine equals the policy written slowly: what the released loops cannot be asked for."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from benchmarks.reference_loops import ReferenceLoops
+from engine.engine import Engine
+from tests.oracle.golden_cases import CASES, EOS, GOLDEN
+from tests.oracle.mixed_requests import Request, Result, engine, run
+from tests.oracle.slow_policy import Policy, SlowAnswer, slow_answer
+
+COUNT = 48
+
+
+def random_case(index: int) -> tuple[Request, Policy]:
+    """A request with random settings, and the same as a policy."""
+    rng = Random(f"policy {index}")
+    prompt = rng.choice(CASES)["prompt"]
+    length = rng.choice([1, 2, 3, 5, 8, 11, 16, 24, 31, 32])
+    stop = frozenset(rng.sample(range(14, 60), rng.choice([0, 0, 2, 6])))
+    fields: dict[str, Any] = {
+        "temperature": 0,
+        "max_tokens": rng.choice([1, 2, 13, 30, 33, 47]),
+        "block_length": length,
+        "stop_token_ids": sorted(stop),
+    }
+    stop_ids = stop | {EOS}
+    if index % 4 == 3:
+        threshold = rng.choice([None, 0.4, 0.8])
+        fields |= {"decoding": "self_speculation", "threshold": threshold}
+        steps = 1 if threshold is None else length
+        return Request(prompt, fields), Policy(length, steps, threshold, "exact", True, fields["max_tokens"], stop_ids)
+    steps = rng.randint(1, length)
+    threshold = rng.choice([None, None, 0.3, 0.7, 0.95])
+    audit = rng.choice(["off", "off", "score", "exact", 0.5, 0.05])
+    fields |= {"decoding": "diffusion", "refinement_steps": steps, "threshold": threshold, "audit": audit}
+    return Request(prompt, fields), Policy(length, steps, threshold, audit, False, fields["max_tokens"], stop_ids)
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[tuple[Request, Policy]]:
+    return [random_case(index) for index in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def shared_engine() -> Engine:
+    return engine()
+
+
+@pytest.fixture(scope="module")
+def results(shared_engine: Engine, cases: list[tuple[Request, Policy]]) -> list[Result]:
+    """All of them in one batch."""
+    return run(shared_engine, [request for request, _ in cases])
+
+
+@pytest.fixture(scope="module")
+def slow(cases: list[tuple[Request, Policy]]) -> list[SlowAnswer]:
+    loops = ReferenceLoops(GOLDEN)
+    return [slow_answer(loops, request.prompt, policy) for request, policy in cases]
+
+
+@pytest.mark.parametrize("index", range(COUNT))
+def test_engine_follows_the_policy(
+    index: int, cases: list[tuple[Request, Policy]], results: list[Result], slow: list[SlowAnswer]
+) -> None:
+    (request, policy), got, wanted = cases[index], results[index], slow[index]
+    assert got.report is not None
+    assert got.token_ids == wanted.token_ids, request.fields
+    assert got.finish_reason == wanted.finish_reason
+    assert got.report.denoise_steps + got.report.draft_steps == wanted.steps, request.fields
+    assert [shown.tokens for shown in got.canvases] == wanted.canvases
+    assert (got.report.draft_steps == 0) != policy.drafted or wanted.steps == 0
+
+
+def test_a_budget_is_a_guarantee(cases: list[tuple[Request, Policy]], results: list[Result]) -> None:
+    for (_, policy), got in zip(cases, results, strict=True):
+        starts = [shown.start for shown in got.canvases]
+        assert max((starts.count(start) for start in starts), default=0) <= policy.steps
+
+
+@pytest.mark.parametrize("length", range(1, 33))
+def test_without_threshold_a_block_takes_exactly_its_budget(shared_engine: Engine, length: int) -> None:
+    prompt = CASES[0]["prompt"]
+    base = {"temperature": 0, "decoding": "diffusion", "block_length": length, "max_tokens": length, "ignore_eos": True}
+    budgets = range(1, length + 1) if length % 8 == 0 else (1, (length + 1) // 2, length)
+    requests = [Request(prompt, {**base, "refinement_steps": steps, "audit": "score"}) for steps in budgets]
+    for steps, got in zip(budgets, run(shared_engine, requests), strict=True):
+        assert got.report is not None
+        # One token of a block is its seed, so there are length - 1 masks and at most so many steps.
+        assert got.report.denoise_steps == min(steps, length - 1)
+        assert len(got.token_ids) == length
