@@ -6,18 +6,17 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 from starlette.exceptions import HTTPException
 
 from deployments.errors import ApiError, invalid
-from deployments.job import End, Job, Text
+from deployments.exchange import Exchange
 from deployments.load_board import BOARD
 from deployments.metrics import merge_texts
 from deployments.openai_types import (
@@ -27,7 +26,6 @@ from deployments.openai_types import (
     CompletionRequest,
     model_entry,
     model_list,
-    usage,
 )
 from deployments.router import Router
 from engine.errors import InvalidRequest
@@ -36,14 +34,11 @@ from engine.request import parse_options
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
-    from deployments.answering import Answering
     from deployments.settings import AppArgs
 
 log = logging.getLogger("ray.serve")
 MAX_BODY_BYTES = 1 << 20
 MAX_REQUEST_ID = 128
-PLAN_HEADERS = ("decoding", "block_length", "refinement_steps")
-END_HEADERS = ("denoise_steps", "forwards", "latency_ms", "slo_met", "replica")
 
 
 class Ingress:
@@ -80,7 +75,7 @@ class Ingress:
             answer = Answer(
                 endpoint == "chat", job.request_id, self.args.served_name, int(time.time()), parsed.service_tier
             )
-            shown = Exchange(self, job, parsed, answering, answer, events, first)
+            shown = Exchange(self.router, job, parsed, answering, answer, events, first)
             response = await (shown.streamed() if parsed.stream else shown.whole())
         except InvalidRequest as error:
             response = error_response(invalid(error))
@@ -101,132 +96,6 @@ class Ingress:
         texts = [("router", self.name, self.router.metrics.text())]
         texts += [("replica", name, text) for name, text in replies]
         return PlainTextResponse(merge_texts(texts), media_type=CONTENT_TYPE_LATEST)
-
-
-class Exchange:
-    """One request and its answer on the wire."""
-
-    def __init__(
-        self,
-        ingress: Ingress,
-        job: Job,
-        request: ApiRequest,
-        answering: Answering,
-        answer: Answer,
-        events: AsyncGenerator[Text | End, None],
-        first: Text | End,
-    ) -> None:
-        self.metrics = ingress.router.metrics
-        self.show_ids = request.return_token_ids or ingress.router.tokenizer is None
-        self.job = job
-        self.request = request
-        self.answering = answering
-        self.answer = answer
-        self.events = events
-        self.first = first
-
-    async def whole(self) -> Response:
-        """The answer in one piece."""
-        pieces: list[str] = []
-        token_ids: list[int] = []
-        event: Text | End = self.first
-        try:
-            while isinstance(event, Text):
-                pieces.append(event.text)
-                token_ids += event.token_ids
-                event = await anext(self.events)
-        except BaseException:
-            self.metrics.disconnects.inc()
-            raise
-        finally:
-            await self.events.aclose()
-        self._count(event)
-        spent = usage(event.prompt_tokens, event.completion_tokens, event.cached_tokens)
-        body = self.answer.whole(
-            "".join(pieces),
-            event.finish_reason,
-            spent,
-            token_ids if self.show_ids else None,
-            {"stepdial": event.stepdial},
-        )
-        headers = {**self._headers(), **_headers_of(event.stepdial, END_HEADERS)}
-        return JSONResponse(body, headers=headers)
-
-    async def streamed(self) -> Response:
-        """Server-sent events."""
-        headers = {**self._headers(), "cache-control": "no-cache", "x-accel-buffering": "no"}
-        return StreamingResponse(self._chunks(), media_type="text/event-stream", headers=headers)
-
-    async def _chunks(self) -> AsyncIterator[str]:
-        options, answer = self.request.stream_options, self.answer
-        ended = False
-        produced = 0
-        try:
-            opening = answer.opening()
-            if opening is not None:
-                yield _sse(opening)
-            event: Text | End = self.first
-            while isinstance(event, Text):
-                produced += len(event.token_ids)
-                so_far = usage(len(self.job.prompt), produced) if options.continuous_usage_stats else None
-                if event.text or self.show_ids:
-                    ids = event.token_ids if self.show_ids else None
-                    yield _sse(answer.chunk(event.text, token_ids=ids, spent=so_far))
-                event = await anext(self.events)
-            ended = True
-            self._count(event)
-            spent = usage(event.prompt_tokens, event.completion_tokens, event.cached_tokens)
-            extra = {"stepdial": event.stepdial}
-            last = None if options.include_usage else extra
-            so_far = spent if options.continuous_usage_stats else None
-            yield _sse(answer.chunk("", event.finish_reason, spent=so_far, extra=last))
-            if options.include_usage:
-                yield _sse(answer.usage_chunk(spent, extra))
-            yield DONE
-        except ApiError as error:
-            ended = True
-            yield _sse(error.body())
-            yield DONE
-        except Exception:
-            ended = True
-            log.exception("request %s failed in the middle of its stream", self.job.request_id)
-            yield _sse(ApiError(500, "internal error; the log has more", None, "internal_error").body())
-            yield DONE
-        finally:
-            if not ended:
-                self.metrics.disconnects.inc()
-            await self.events.aclose()
-
-    def _headers(self) -> dict[str, str]:
-        plan = self.answering.plan
-        if plan is None:
-            return {}
-        first = plan.first
-        known: dict[str, Any] = {
-            "decoding": first.decoding.value,
-            "block_length": first.block_length,
-            "refinement_steps": first.refinement_steps if first.is_diffusion else None,
-            "slo_ms": plan.slo_ms,
-            "predicted_p95_ms": plan.predicted_p95_ms,
-            "expected_quality": self.answering.expected_quality,
-            "seed": self.job.fields["seed"],
-            "replica": self.answering.replica,
-        }
-        return _headers_of(known, tuple(known))
-
-    def _count(self, end: End) -> None:
-        metrics, said, tier = self.metrics, end.stepdial, self.job.tier.name
-        mode = said.get("decoding") or "none"
-        metrics.latency.labels(tier, mode).observe(said["latency_ms"] / 1e3)
-        metrics.output_tokens.labels(mode).observe(end.completion_tokens)
-        if said["ttft_ms"] is not None:
-            metrics.first_text.labels(tier, mode).observe(said["ttft_ms"] / 1e3)
-        if said["slo_met"] is not None:
-            metrics.slo.labels(tier, str(said["slo_met"]).lower()).inc()
-        if said["predicted_p95_ms"]:
-            metrics.prediction.labels(mode).observe(said["latency_ms"] / said["predicted_p95_ms"])
-        if said["expected_quality"] is not None:
-            metrics.quality.labels(tier).observe(said["expected_quality"])
 
 
 def build_api(ingress: Ingress) -> FastAPI:
@@ -304,21 +173,3 @@ def request_id_of(request: Request) -> str:
 
 def error_response(error: ApiError) -> Response:
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
-
-
-DONE = "data: [DONE]\n\n"
-
-
-def _sse(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
-
-
-def _headers_of(values: dict[str, Any], names: tuple[str, ...]) -> dict[str, str]:
-    shown = {}
-    for name in names:
-        value = values.get(name)
-        if value is not None:
-            shown[f"x-stepdial-{name.replace('_', '-')}"] = (
-                str(value).lower() if isinstance(value, bool) else str(value)
-            )
-    return shown

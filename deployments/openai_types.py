@@ -141,6 +141,7 @@ class Answer:
         text: str,
         finish_reason: FinishReason | None = None,
         role: bool = False,
+        thinking: str = "",
         token_ids: list[int] | None = None,
         spent: CompletionUsage | None = None,
         extra: dict[str, Any] | None = None,
@@ -152,6 +153,8 @@ class Answer:
             if finish_reason is not None and not text:
                 delta = ChoiceDelta()
             choice = ChunkChoice(index=0, delta=delta, finish_reason=finish_reason).model_dump(exclude_unset=True)
+            if thinking:
+                choice["delta"] = {"reasoning_content": thinking, **({"content": text} if text else {})}
             choice["logprobs"] = None
         else:
             choice = {"index": 0, "text": text, "finish_reason": finish_reason, "logprobs": None}
@@ -170,8 +173,9 @@ class Answer:
         spent: CompletionUsage,
         token_ids: list[int] | None,
         extra: dict[str, Any],
+        thinking: str = "",
     ) -> dict[str, Any]:
-        """The answer without streaming."""
+        """The answer without streaming; `thinking` becomes `reasoning_content`, apart from the content."""
         body: dict[str, Any]
         if self.chat:
             message = ChatCompletionMessage(role="assistant", content=text, refusal=None)
@@ -194,6 +198,8 @@ class Answer:
                 object="text_completion",
                 usage=spent,
             ).model_dump(exclude_unset=True)
+        if thinking:
+            body["choices"][0]["message"]["reasoning_content"] = thinking
         if token_ids is not None:
             body["choices"][0]["token_ids"] = token_ids
         return {**body, **self._tier(), **extra}

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from ray import serve
@@ -68,12 +69,14 @@ class Replica:
         try:
             options = parse_options(GenerationOptions, request.options)
             stream = self.engine.generate(request.prompt_token_ids, options, plan, request.request_id)
-            async for event in stream:
-                if isinstance(event, Delta):
-                    yield Piece(event.token_ids, event.text, self.load().to_dict())
-                else:
-                    self._learn(plan, request.size, event, load, time.perf_counter() - begun)
-                    yield self._done(event)
+            # Closed at once when the caller leaves, so that the sequence is freed and not when it is collected.
+            async with aclosing(stream):
+                async for event in stream:
+                    if isinstance(event, Delta):
+                        yield Piece(event.token_ids, event.text, self.load().to_dict())
+                    else:
+                        self._learn(plan, request.size, event, load, time.perf_counter() - begun)
+                        yield self._done(event)
         except InvalidRequest as error:
             yield Invalid(error.field, error.message)
         except QueueFull as error:

@@ -23,6 +23,7 @@ from deployments.planner import Goal, Planned, Refusal, goal_of, make_plan, refu
 from deployments.prediction import Size, predict
 from deployments.quality import read_quality_map
 from deployments.settings import AppArgs
+from deployments.thinking import ThinkingSplit
 from deployments.tiers import find_tier
 from engine.checkpoint.config import ModelConfig
 from engine.checkpoint.tokenizer import Tokenizer
@@ -130,6 +131,13 @@ class Router:
             return Refusal(429, "the replicas' queues are full; try again later", None, wait_s, "model")
         answer = refuse(rungs, job.goal, size, load, predictions, self.overhead_ms.value)
         return replace(answer, status=429, retry_after_s=max(1, math.ceil(load.queue_s)))
+
+    def thinking_of(self, request: ApiRequest) -> ThinkingSplit | None:
+        """What tells thinking from answer, for a chat that was asked to think."""
+        if not isinstance(request, ChatCompletionRequest) or not request.template_options()[0]:
+            return None
+        close_id = None if self.tokenizer is None else self.tokenizer.think_close_id
+        return None if self.tokenizer is None or close_id is None else ThinkingSplit(close_id, self.tokenizer.decode)
 
     def end_ids(self, options: GenerationOptions) -> set[int]:
         """Tokens that end an answer."""
