@@ -171,6 +171,8 @@ class Postprocessor:
             sequence.report.blocks += 1
             sequence.block_forwards = 0
             cut_at_limits(sequence, first_new)
+            # No token follows a stop string, so its last one is decided too and not pending.
+            sequence.finish_reason = sequence.finish_reason or "stop"
 
     def _look(self, item: Work, picks: list[int], logits: Tensor, choice: Choice, row: int) -> None:
         sequence, canvas, rung = item.sequence, item.sequence.open_canvas, item.sequence.rung
