@@ -27,7 +27,7 @@ from engine.tiny.objective import collate
 from engine.tiny.optimizer import optimizers
 from engine.tiny.sampler import Sample, Sampler, micro_batches
 
-JOINT_AT = 0.35
+JOINT_AT = 0.38
 DECAY_AT = 0.6
 DIFFUSION_WEIGHT = 0.3
 WARM_UP_STEPS = 60

@@ -7,7 +7,6 @@ from engine.tiny.tasks import (
     addition,
     code,
     gap,
-    question,
     recall,
     records,
     replacing,
@@ -26,7 +25,6 @@ FAMILIES: dict[str, Callable[[Random, float], Task]] = {
     "records": records.draw,
     "gap": gap.draw,
     "code": code.draw,
-    "question": question.draw,
     "recall": recall.draw,
 }
 

@@ -138,17 +138,6 @@ def test_a_filled_gap_is_python_and_the_name_occurs_around_it() -> None:
         assert re.search(rf"\b{task.answer}\b", code)
 
 
-def test_questions_have_their_answer_in_the_paragraph_once() -> None:
-    for task in of("question"):
-        *facts, question = prompt(task).split("\n")
-        holding = [fact for fact in facts if re.search(rf"\b{task.answer}\b", fact)]
-        assert len(holding) == 1
-        # Every other content word of the question comes from the same sentence.
-        for word in re.findall(r"\w+", question):
-            if word not in {"Who", "What", "Where", "bought", "buy", "did", "was", "went", "to", "the"}:
-                assert re.search(rf"\b{word}\b", holding[0])
-
-
 def test_recall_repeats_a_fact_of_an_earlier_turn() -> None:
     for task in of("recall"):
         told = [message["content"] for message in task.messages[:-1] if message["role"] == "user"]
