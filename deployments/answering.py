@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +18,7 @@ from deployments.load import ReplicaLoad
 from deployments.load_board import BOARD
 from deployments.messages import Done, Failed, Invalid, NotInTime, Piece, ReplicaRequest
 from deployments.planner import Planned, Refusal
-from deployments.prediction import Size
+from deployments.prediction import Size, total_slots
 from deployments.resume import already_over, resume_point, shifted_options, shifted_plan
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ray.serve")
 POLL_S = 0.1
+MOST_REPLANS = 8
+LESS_SHARE = 0.75
+"""A plan that a replica had no room for is followed by one with at most this share of its slots."""
 
 
 class Answering:
@@ -45,6 +49,7 @@ class Answering:
         self._excluded: set[str] = set()
         self._failures = 0
         self._replans = 0
+        self._most_slots = math.inf
 
     async def events(self) -> AsyncGenerator[Text | End, None]:
         """Text as it is committed, then the end. Raises ApiError; before the first event nothing was spent."""
@@ -66,7 +71,7 @@ class Answering:
                             elif isinstance(message, Invalid):
                                 raise ApiError(400, message.message, message.field)
                             elif isinstance(message, NotInTime):
-                                self._refused_there(message, attempts)
+                                self._refused_there(message)
                                 break
                             elif isinstance(message, Failed):
                                 raise ReplicaFailed(message.message)
@@ -119,13 +124,14 @@ class Answering:
             latency_budget_ms=left(job.goal.latency_slo_ms),
             first_text_budget_ms=left(job.goal.ttft_slo_ms),
             work_s=max(0.0, ((plan.predicted_p95_ms or 0.0) - elapsed_ms) / 1e3),
+            slots=plan.first.block_length,
             preferred=planned.replica,
             excluded=tuple(self._excluded),
         )
 
     def _plan(self) -> Planned | Refusal:
         loads = [load for load in BOARD.loads() if load.replica not in self._excluded]
-        return self.router.plan(self.job, loads, degrade=self._failures > 0)
+        return self.router.plan(self.job, loads, self._most_slots, degrade=self._failures > 0)
 
     async def _wait_for_replica(self) -> Planned | Refusal:
         """A request that was admitted waits for a replica to come back."""
@@ -151,7 +157,7 @@ class Answering:
             self.first_text_s = time.perf_counter() - self.job.arrived_s
         return Text(fresh, piece.token_ids)
 
-    def _refused_there(self, message: NotInTime, attempts: int) -> None:
+    def _refused_there(self, message: NotInTime) -> None:
         """The replica had the last word: plan again from its load, on another one if it is full."""
         load = ReplicaLoad.from_dict(message.load)
         BOARD.report(load)
@@ -159,8 +165,11 @@ class Answering:
         self.router.metrics.replans.inc()
         if message.full:
             self._excluded.add(load.replica)
+        elif message.endangered and self.plan is not None:
+            # A rung that takes less may still be welcome.
+            self._most_slots = LESS_SHARE * total_slots(self.plan.first, self.job.output_tokens)
         left = [item for item in BOARD.loads() if item.replica not in self._excluded]
-        if self._replans >= attempts or not left:
+        if self._replans >= MOST_REPLANS or not left:
             self.router.metrics.refusals.labels(self.job.tier.name, "429").inc()
             raise refused(self.router.refusal(self.job, left or [load]))
 
@@ -190,7 +199,9 @@ class Answering:
         BOARD.report(ReplicaLoad.from_dict(done.load))
         latency_ms = (time.perf_counter() - job.arrived_s) * 1e3
         if not self._failures and not self._replans:
-            router.overhead_ms.observe(max(0.0, latency_ms - done.report["latency_ms"]) + router.args.proxy_overhead_ms)
+            overhead_ms = max(0.0, latency_ms - done.report["latency_ms"]) + router.args.proxy_overhead_ms
+            router.overhead_ms.observe(overhead_ms)
+            router.idle_overhead_ms.observe(overhead_ms)
         completion_tokens = self._base + done.completion_tokens
         router.lengths.observe(len(job.prompt), completion_tokens)
         report = dict(done.report)

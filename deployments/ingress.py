@@ -26,6 +26,7 @@ from deployments.openai_types import (
     CompletionRequest,
     model_entry,
     model_list,
+    usage,
 )
 from deployments.router import Router
 from engine.errors import InvalidRequest
@@ -49,6 +50,7 @@ class Ingress:
         self.args = args
         self.created = int(time.time())
         self.name = serve.get_replica_context().replica_id.unique_id
+        warm_up(args.served_name)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self)
@@ -96,6 +98,17 @@ class Ingress:
         texts = [("router", self.name, self.router.metrics.text())]
         texts += [("replica", name, text) for name, text in replies]
         return PlainTextResponse(merge_texts(texts), media_type=CONTENT_TYPE_LATEST)
+
+
+def warm_up(model: str) -> None:
+    """Builds what pydantic puts off until first use, so that the first request does not wait for it."""
+    parse_options(CompletionRequest, {"model": model, "prompt": "x"})
+    parse_options(ChatCompletionRequest, {"model": model, "messages": [{"role": "user", "content": "x"}]})
+    for chat in (True, False):
+        answer = Answer(chat, "warm-up", model, 0, None)
+        answer.opening()
+        answer.chunk("x", "stop", spent=usage(1, 1))
+        answer.whole("x", "stop", usage(1, 1), None, {})
 
 
 def build_api(ingress: Ingress) -> FastAPI:

@@ -17,7 +17,7 @@ class ReplicaLoad:
         replica: its id. at_s: when this was true, on the replica's clock; only compared with the same replica's.
         queue_s: predicted seconds of forwards waiting plus running.
         running, waiting: sequences with and without K/V.
-        slots, context: mean query tokens and key positions of the sequences that share a forward now.
+        slots, context: query tokens and key positions that the open requests put into a forward.
         base_s, per_token_s, per_context_s: the fitted cost of a forward. tail_ratio: its p95 over its median.
         engine_s: seconds a forward costs beside the model (scheduling, sampling, sending).
         prefill_chunk: most prompt tokens of one sequence in a forward.
@@ -49,7 +49,10 @@ class ReplicaLoad:
         return ReplicaLoad(**data)
 
     def idle(self) -> ReplicaLoad:
-        """The same replica with nothing to do: what decides whether an SLO is feasible at all."""
+        """The same replica with nothing to do: what decides whether an SLO is feasible at all.
+
+        Without its measured tails, which come from times with others.
+        """
         return ReplicaLoad(
             replica=self.replica,
             base_s=self.base_s,
@@ -58,33 +61,28 @@ class ReplicaLoad:
             tail_ratio=self.tail_ratio,
             engine_s=self.engine_s,
             prefill_chunk=self.prefill_chunk,
-            latency_tail=self.latency_tail,
             tokens_per_forward=self.tokens_per_forward,
         )
 
 
 class LoadMeter:
-    """Turns an engine's growing counters into a load: means over the forwards since the last window began."""
+    """Turns an engine's counters into a load; the engine's own cost is a mean over the forwards of a window."""
 
     def __init__(self, replica: str, prefill_chunk: int, window_s: float = 0.25) -> None:
         self.replica = replica
         self.prefill_chunk = prefill_chunk
         self.window_s = window_s
-        self._from: tuple[float, int, int, float] = (0.0, 0, 0, 0.0)
-        self._slots = 0.0
+        self._from: tuple[float, int, float] = (0.0, 0, 0.0)
         self._engine_s = 0.0
 
     def read(
-        self, stats: EngineStats, now_s: float, context_tokens: int, latency_tail: dict[str, float]
+        self, stats: EngineStats, now_s: float, slots: float, context: float, latency_tail: dict[str, float]
     ) -> ReplicaLoad:
-        """The load at `now_s`. `context_tokens`: tokens of all sequences that have K/V."""
-        since, forwards, slots, engine_s = self._from
+        """The load at `now_s`, with the slots and context of the open requests."""
+        since, forwards, engine_s = self._from
         if now_s - since >= self.window_s and stats.forwards > forwards:
-            ran = stats.forwards - forwards
-            slots_now = sum(stats.slots.values())
-            self._slots = (slots_now - slots) / ran
-            self._engine_s = max(0.0, (stats.busy_s - stats.forward_s - engine_s) / ran)
-            self._from = (now_s, stats.forwards, slots_now, stats.busy_s - stats.forward_s)
+            self._engine_s = max(0.0, (stats.busy_s - stats.forward_s - engine_s) / (stats.forwards - forwards))
+            self._from = (now_s, stats.forwards, stats.busy_s - stats.forward_s)
         cost = stats.cost_model
         return ReplicaLoad(
             replica=self.replica,
@@ -92,8 +90,8 @@ class LoadMeter:
             queue_s=stats.queue_s,
             running=stats.running,
             waiting=stats.waiting,
-            slots=self._slots if stats.running else 0.0,
-            context=float(context_tokens) if stats.running else 0.0,
+            slots=slots,
+            context=context,
             base_s=cost["base_s"],
             per_token_s=cost["per_token_s"],
             per_context_s=cost["per_context_s"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 from deployments.load import ReplicaLoad
 
@@ -23,6 +24,7 @@ class LoadBoard:
         self._lock = threading.Lock()
         self._loads: dict[str, ReplicaLoad] = {}
         self._sent_s: dict[str, float] = {}
+        self._sent_slots: dict[str, int] = {}
         self._placed: dict[str, str] = {}
         self._failed_at_s: dict[str, float] = {}
 
@@ -35,6 +37,7 @@ class LoadBoard:
             if known is None or load.at_s > known.at_s:
                 self._loads[load.replica] = load
                 self._sent_s[load.replica] = 0.0
+                self._sent_slots[load.replica] = 0
 
     def keep_only(self, replicas: set[str]) -> None:
         """Forgets replicas that are gone and makes room for new ones."""
@@ -55,10 +58,11 @@ class LoadBoard:
             self._loads.pop(replica, None)
             self._sent_s.pop(replica, None)
 
-    def sent(self, replica: str, request_id: str, work_s: float) -> None:
+    def sent(self, replica: str, request_id: str, work_s: float, slots: int) -> None:
         """Counts work that the replica's last report cannot contain yet."""
         with self._lock:
             self._sent_s[replica] = self._sent_s.get(replica, 0.0) + work_s
+            self._sent_slots[replica] = self._sent_slots.get(replica, 0) + slots
             self._placed[request_id] = replica
             while len(self._placed) > PLACED_KEPT:
                 self._placed.pop(next(iter(self._placed)))
@@ -80,11 +84,14 @@ class LoadBoard:
     def loads(self) -> list[ReplicaLoad]:
         """All known loads, work sent since their reports included."""
         with self._lock:
-            return [_with_sent(load, self._sent_s.get(replica, 0.0)) for replica, load in self._loads.items()]
-
-
-def _with_sent(load: ReplicaLoad, sent_s: float) -> ReplicaLoad:
-    return load if sent_s == 0.0 else ReplicaLoad.from_dict({**load.to_dict(), "queue_s": load.queue_s + sent_s})
+            return [
+                replace(
+                    load,
+                    queue_s=load.queue_s + self._sent_s.get(replica, 0.0),
+                    slots=load.slots + self._sent_slots.get(replica, 0),
+                )
+                for replica, load in self._loads.items()
+            ]
 
 
 BOARD = LoadBoard()

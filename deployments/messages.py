@@ -18,7 +18,8 @@ class ReplicaRequest:
         size: prompt and output tokens that the plan reckoned with.
         latency_budget_ms, first_text_budget_ms: what is left of the SLO for the engine; a replica that cannot keep it
             refuses before a forward is spent. None = no bound.
-        work_s: predicted seconds in the engine. preferred, excluded: replica ids.
+        work_s, slots: predicted seconds in the engine, and query tokens in each forward.
+        preferred, excluded: replica ids.
     """
 
     request_id: str
@@ -29,6 +30,7 @@ class ReplicaRequest:
     latency_budget_ms: float | None = None
     first_text_budget_ms: float | None = None
     work_s: float = 0.0
+    slots: int = 0
     preferred: str | None = None
     excluded: tuple[str, ...] = ()
 
@@ -57,10 +59,14 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class NotInTime:
-    """The replica's last word at admission: not here, not with this plan. `full`: its queue is at its bound."""
+    """The replica's last word at admission: not here, not with this plan.
 
-    message: str
+    Attributes:
+        full: its queue is at its bound. endangered: admitted requests that it would make late; 0 = it itself is late.
+    """
+
     full: bool
+    endangered: int
     load: dict[str, Any]
 
 

@@ -115,12 +115,14 @@ def make_plan(
     loads: Sequence[ReplicaLoad],
     overhead_ms: float,
     elapsed_ms: float = 0.0,
+    idle_overhead_ms: float | None = None,
 ) -> Planned | Refusal:
     """Chooses rung and replica.
 
     Args:
         rungs: best first. loads: one per replica that may be used; none = 503.
         overhead_ms: p95 of what the HTTP path adds to the engine's time. elapsed_ms: already gone since arrival.
+        idle_overhead_ms: what the HTTP path adds when nothing else is going on; decides whether a refusal is for good.
     """
     if not loads:
         return Refusal(503, "no replica is ready; try again later", None, 5)
@@ -129,7 +131,8 @@ def make_plan(
     predictions = [predict(rung, size, load) for rung in rungs]
     in_time = [index for index, prediction in enumerate(predictions) if goal_excess_ms(prediction, goal, extra_ms) <= 0]
     if not in_time and goal.on_infeasible == "reject":
-        return refuse(rungs, goal, size, load, predictions, extra_ms)
+        idle_ms = overhead_ms if idle_overhead_ms is None else min(idle_overhead_ms, extra_ms)
+        return refuse(rungs, goal, size, load, predictions, extra_ms, idle_ms)
     if not goal.bounded:
         chosen, lead = in_time, min(in_time, key=lambda index: predictions[index].p95_s)
     elif in_time:
@@ -157,18 +160,18 @@ def refuse(
     load: ReplicaLoad,
     predictions: Sequence[Prediction],
     extra_ms: float,
+    idle_extra_ms: float,
 ) -> Refusal:
     """400 when an idle replica could not do it either, else 429 with the time until it could."""
     idle = [predict(rung, size, load.idle()) for rung in rungs]
-    feasible_idle = any(goal_excess_ms(prediction, goal, extra_ms) <= 0 for prediction in idle)
-    basis = predictions if feasible_idle else idle
+    feasible_idle = any(goal_excess_ms(prediction, goal, idle_extra_ms) <= 0 for prediction in idle)
     by_ttft = goal.latency_slo_ms is None
-    fastest_s = min(prediction.first_text_p95_s if by_ttft else prediction.p95_s for prediction in basis)
+    fastest_s = min(prediction.first_text_p95_s if by_ttft else prediction.p95_s for prediction in predictions)
     smallest = math.ceil((fastest_s * 1e3 + extra_ms) * REFUSAL_MARGIN)
     field = "ttft_slo_ms" if by_ttft else "latency_slo_ms"
     asked = goal.ttft_slo_ms if by_ttft else goal.latency_slo_ms
     if not feasible_idle:
-        message = f"{field} is {asked:g}; allowed for this request on an idle replica: at least {smallest}"
+        message = f"{field} is {asked:g}, which not even an idle replica could meet; allowed: at least {smallest}"
         return Refusal(400, message, smallest, None, field)
     wait_s = max(1, math.ceil(load.queue_s))
     message = f"{field} {asked:g} cannot be met under the present load; it could with at least {smallest} ms, or later"

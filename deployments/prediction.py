@@ -57,6 +57,11 @@ def expected_forwards(rung: Rung, output_tokens: int, measured: dict[str, float]
     return min(float(most), max(1.0, output_tokens * len(known) / sum(known)))
 
 
+def total_slots(rung: Rung, output_tokens: int) -> float:
+    """Query tokens that an answer puts into forwards, the prompt's apart."""
+    return rung.block_length * expected_forwards(rung, output_tokens, {})
+
+
 def predict(rung: Rung, size: Size, load: ReplicaLoad) -> Prediction:
     """Latency of a request of `size` on `rung` at a replica with `load`."""
     forwards = expected_forwards(rung, size.output_tokens, load.tokens_per_forward)

@@ -7,10 +7,12 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
 
+from deployments.admission import Open, OpenRequests
 from deployments.history import Quantile
 from deployments.load import LoadMeter, ReplicaLoad
 from deployments.messages import Done, Failed, Invalid, Message, NotInTime, Piece, ReplicaRequest
@@ -25,6 +27,8 @@ from engine.request import GenerationOptions, parse_options
 
 log = logging.getLogger("ray.serve")
 LOAD_MAX_AGE_S = 0.05
+MOST_TAIL = 3.0
+"""Predictions that fail by more than this say nothing about the next one: the machine stalled."""
 
 
 class Replica:
@@ -52,6 +56,7 @@ class Replica:
         self.meter = LoadMeter(self.name, config.prefill_chunk)
         self.tails = {mode: Quantile(PRIOR_TAIL) for mode in ("ar", "diffusion", "self_speculation")}
         self.metrics = EngineMetrics(self.engine.stats)
+        self.open = OpenRequests()
         self._load: ReplicaLoad | None = None
 
     async def generate(self, request: ReplicaRequest) -> AsyncIterator[Message]:
@@ -60,11 +65,16 @@ class Replica:
         load = self.load(max_age_s=0.0)
         prediction = predict(plan.first, request.size, load)
         goal = Goal(request.latency_budget_ms, request.first_text_budget_ms, True, "reject")
-        if goal.bounded and goal_excess_ms(prediction, goal, 0.0) > 0:
-            self.metrics.not_in_time.inc()
-            text = f"predicted p95 of {prediction.p95_s * 1e3:.0f} ms exceeds the time left"
-            yield NotInTime(text, False, load.to_dict())
-            return
+        now = time.monotonic()
+        if goal.bounded:
+            late = goal_excess_ms(prediction, goal, 0.0) > 0
+            endangered = 0 if late else self.open.endangered(plan.first, request.size, load, now)
+            if late or endangered:
+                self.metrics.not_in_time.inc()
+                yield NotInTime(full=False, endangered=endangered, load=load.to_dict())
+                return
+        due_s = None if request.latency_budget_ms is None else now + request.latency_budget_ms / 1e3
+        self.open.add(request.request_id, Open(plan.first, request.size, due_s))
         begun = time.perf_counter()
         try:
             options = parse_options(GenerationOptions, request.options)
@@ -73,25 +83,29 @@ class Replica:
             async with aclosing(stream):
                 async for event in stream:
                     if isinstance(event, Delta):
+                        self.open.settle(request.request_id, len(event.token_ids))
                         yield Piece(event.token_ids, event.text, self.load().to_dict())
                     else:
                         self._learn(plan, request.size, event, load, time.perf_counter() - begun)
                         yield self._done(event)
         except InvalidRequest as error:
             yield Invalid(error.field, error.message)
-        except QueueFull as error:
-            yield NotInTime(str(error), True, self.load().to_dict())
+        except QueueFull:
+            yield NotInTime(full=True, endangered=0, load=self.load().to_dict())
         except EngineStopped as error:
             yield Failed(str(error))
+        finally:
+            self.open.remove(request.request_id)
 
     def load(self, max_age_s: float = LOAD_MAX_AGE_S) -> ReplicaLoad:
         """The present load, computed again when the last one is older than `max_age_s`."""
         now = time.monotonic()
         if self._load is None or now - self._load.at_s > max_age_s:
+            tails = {mode: min(tail.value, MOST_TAIL) for mode, tail in self.tails.items()}
+            load = self.meter.read(self.engine.stats(), now, self.open.slots, self.open.context, tails)
             core = self.engine.core
-            context = sum(sequence.cached for sequence in list(core.running))
-            tails = {mode: tail.value for mode, tail in self.tails.items()}
-            self._load = self.meter.read(self.engine.stats(), now, context, tails)
+            seen = {sequence.id for sequence in [*core.running, *core.waiting]}
+            self._load = replace(load, queue_s=load.queue_s + self.open.unseen_s(seen, load))
         return self._load
 
     def record_routing_stats(self) -> dict[str, Any]:
@@ -117,13 +131,19 @@ class Replica:
             self.engine.stop()
 
     def _learn(self, plan: Plan, size: Size, event: Finished, load: ReplicaLoad, latency_s: float) -> None:
-        """Compares the latency with what would have been predicted for the length that the answer really had."""
+        """Compares the latency with what would have been predicted for the length that the answer really had.
+
+        Under the mean of the load that it met and the load that it leaves: who came later was not to be foreseen, and
+        is judged by its own admission.
+        """
         report = event.report
         if report.cut_at_deadline or not report.completion_tokens:
             return
         actual = Size(size.prompt_tokens, report.completion_tokens)
         rung = plan.first
-        self.tails[rung.decoding.value].observe(latency_s / predict(rung, actual, load).p50_s)
+        others = max(0, self.open.slots - rung.block_length)
+        met = replace(load, slots=(load.slots + others) / 2, queue_s=max(load.queue_s, latency_s))
+        self.tails[rung.decoding.value].observe(latency_s / predict(rung, actual, met).p50_s)
 
     def _done(self, event: Finished) -> Done:
         report = event.report

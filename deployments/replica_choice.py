@@ -54,7 +54,7 @@ class WorkRouter(RequestRouter):  # type: ignore[misc]
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         request = pending_request.args[0] if pending_request.args else None
         if request is not None and hasattr(request, "work_s"):
-            load_board.BOARD.sent(replica_id.unique_id, request.request_id, request.work_s)
+            load_board.BOARD.sent(replica_id.unique_id, request.request_id, request.work_s, request.slots)
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         super().on_replica_actor_died(replica_id)

@@ -19,8 +19,8 @@ from deployments.load import ReplicaLoad
 from deployments.load_board import BOARD
 from deployments.metrics import RouterMetrics
 from deployments.openai_types import COMPLETION_MAX_TOKENS, ApiRequest, ChatCompletionRequest, CompletionRequest
-from deployments.planner import Goal, Planned, Refusal, goal_of, make_plan, refuse, rungs_for
-from deployments.prediction import Size, predict
+from deployments.planner import REFUSAL_MARGIN, Goal, Planned, Refusal, goal_of, make_plan, refuse, rungs_for
+from deployments.prediction import Size, predict, total_slots
 from deployments.quality import read_quality_map
 from deployments.settings import AppArgs
 from deployments.thinking import ThinkingSplit
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ray.serve")
 
 PRIOR_OVERHEAD_MS = 25.0
+PRIOR_IDLE_OVERHEAD_MS = 10.0
 SEED_BITS = 48
 """Seeds that every JSON reader can hold exactly."""
 LATENCY_HEADER, TTFT_HEADER = "x-stepdial-latency-slo-ms", "x-stepdial-ttft-slo-ms"
@@ -57,6 +58,7 @@ class Router:
         self.metrics = RouterMetrics()
         self.lengths = OutputLengths(args.expected_output_tokens)
         self.overhead_ms = Quantile(PRIOR_OVERHEAD_MS)
+        self.idle_overhead_ms = Quantile(PRIOR_IDLE_OVERHEAD_MS, q=0.1)
 
     @property
     def context(self) -> int:
@@ -104,18 +106,28 @@ class Router:
             output_tokens=output_tokens,
         )
 
-    def plan(self, job: Job, loads: Sequence[ReplicaLoad], degrade: bool = False) -> Planned | Refusal:
-        """The plan of a job on replicas with these loads; `degrade`: it was admitted before, so it is not refused."""
+    def plan(
+        self, job: Job, loads: Sequence[ReplicaLoad], most_slots: float = math.inf, degrade: bool = False
+    ) -> Planned | Refusal:
+        """The plan of a job on replicas with these loads.
+
+        `most_slots`: what a replica has room for, over the whole answer. `degrade`: the request was admitted before, so
+        it is not refused.
+        """
         scheduled = scheduled_plan(job.options, self.model.block_size)
         rungs: tuple[Rung, ...]
         if scheduled is not None:
             rungs = (self.quality.described(scheduled.first),)
         else:
             rungs = rungs_for(job.options, job.tier, job.tier_named, job.goal, self.quality, self.model.block_size)
+        if most_slots < math.inf:
+            rungs = tuple(rung for rung in rungs if total_slots(rung, job.output_tokens) <= most_slots)
+            if not rungs:
+                return self.refusal(job, loads)
         goal = Goal(job.goal.latency_slo_ms, job.goal.ttft_slo_ms, job.goal.stated, "degrade") if degrade else job.goal
         size = Size(len(job.prompt), job.output_tokens)
         elapsed_ms = (time.perf_counter() - job.arrived_s) * 1e3
-        planned = make_plan(rungs, goal, size, loads, self.overhead_ms.value, elapsed_ms)
+        planned = make_plan(rungs, goal, size, loads, self.overhead_ms.value, elapsed_ms, self.idle_overhead_ms.value)
         if isinstance(planned, Planned) and scheduled is not None:
             return Planned(replace(planned.plan, schedule=scheduled.schedule), planned.replica)
         return planned
@@ -129,8 +141,17 @@ class Router:
         if not job.goal.bounded:
             wait_s = max(1, math.ceil(load.queue_s))
             return Refusal(429, "the replicas' queues are full; try again later", None, wait_s, "model")
-        answer = refuse(rungs, job.goal, size, load, predictions, self.overhead_ms.value)
-        return replace(answer, status=429, retry_after_s=max(1, math.ceil(load.queue_s)))
+        extra_ms = self.overhead_ms.value
+        answer = refuse(rungs, job.goal, size, load, predictions, extra_ms, extra_ms)
+        longer_ms = REFUSAL_MARGIN * (job.goal.latency_slo_ms or 0)
+        drained_ms = load.queue_s * 1e3 + min(predict(rung, size, load.idle()).p95_s for rung in rungs) * 1e3
+        return replace(
+            answer,
+            status=429,
+            message="admitting it now would make others late; try again later, or with a longer SLO",
+            smallest_feasible_slo_ms=math.ceil(max(answer.smallest_feasible_slo_ms or 0, drained_ms, longer_ms)),
+            retry_after_s=max(1, math.ceil(load.queue_s)),
+        )
 
     def thinking_of(self, request: ApiRequest) -> ThinkingSplit | None:
         """What tells thinking from answer, for a chat that was asked to think."""

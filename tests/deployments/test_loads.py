@@ -18,12 +18,11 @@ def stats(forwards: int, slots: int, forward_s: float, busy_s: float, running: i
 
 def test_the_meter_gives_means_of_the_last_window() -> None:
     meter = LoadMeter("a", 256)
-    meter.read(stats(10, 100, 1.0, 1.1), 1.0, 50, {})
-    load = meter.read(stats(20, 700, 2.0, 2.3), 2.0, 50, {"ar": 1.2})
-    assert load.slots == 60
+    meter.read(stats(10, 100, 1.0, 1.1), 1.0, 60, 50, {})
+    load = meter.read(stats(20, 700, 2.0, 2.3), 2.0, 60, 50, {"ar": 1.2})
+    assert (load.slots, load.context) == (60, 50)
     assert abs(load.engine_s - 0.02) < 1e-12
     assert load.latency_tail == {"ar": 1.2}
-    assert meter.read(stats(20, 700, 2.0, 2.3, running=0), 3.0, 0, {}).slots == 0, "nobody shares an idle replica"
     assert ReplicaLoad.from_dict(load.to_dict()) == load
 
 
@@ -31,9 +30,9 @@ def test_the_board_keeps_the_newest_report_and_adds_what_was_sent_since() -> Non
     board = LoadBoard()
     board.report(ReplicaLoad("a", at_s=5, queue_s=2))
     board.report(ReplicaLoad("a", at_s=4, queue_s=9))
-    board.sent("a", "request", 1.5)
+    board.sent("a", "request", 1.5, 32)
     assert board.queue_s("a") == 3.5
-    assert [load.queue_s for load in board.loads()] == [3.5]
+    assert [(load.queue_s, load.slots) for load in board.loads()] == [(3.5, 32)]
     assert board.place_of("request") == "a"
     board.report(ReplicaLoad("a", at_s=6, queue_s=3))
     assert board.queue_s("a") == 3

@@ -86,8 +86,7 @@ def test_what_is_planned_fits_and_what_is_refused_says_what_would(
         assert answer.smallest_feasible_slo_ms is not None
         assert answer.smallest_feasible_slo_ms > slo_ms
         assert (answer.retry_after_s is not None) == (answer.status == 429)
-        basis = load.idle() if answer.status == 400 else load
-        assert isinstance(plan(answer.smallest_feasible_slo_ms, basis, output), Planned)
+        assert isinstance(plan(answer.smallest_feasible_slo_ms, load, output), Planned)
 
 
 @given(loads, st.integers(1, 400), st.sampled_from(LADDER))
