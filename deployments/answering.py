@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+import uuid
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,6 +39,8 @@ class Answering:
     def __init__(self, router: Router, job: Job) -> None:
         self.router = router
         self.job = job
+        # Clients may send one x-request-id many times at once; the engine needs to tell their requests apart.
+        self.key = f"{job.request_id}-{uuid.uuid4().hex[:12]}"
         self.plan: Plan | None = None
         self.expected_quality: float | None = None
         self.replica: str | None = None
@@ -86,7 +89,7 @@ class Answering:
                         yield over
                         return
         finally:
-            BOARD.done(self.job.request_id)
+            BOARD.done(self.key)
 
     async def _request(self) -> ReplicaRequest:
         """Plans and says what a replica is to do. Raises ApiError when there is no plan."""
@@ -116,7 +119,7 @@ class Answering:
             fields = {**fields, "latency_slo_ms": max(1.0, job.goal.latency_slo_ms - elapsed_ms)}
         plan = planned.plan if self.plan is None else self.plan
         return ReplicaRequest(
-            request_id=job.request_id,
+            request_id=self.key,
             prompt_token_ids=job.prompt + self._tokens[: self._base],
             options=fields,
             plan=shifted_plan(plan.to_dict(), self._base),
@@ -176,7 +179,7 @@ class Answering:
     def _failed_there(self, error: Exception, attempts: int) -> End | None:
         """A replica died: notes it, and where to go on; an End when the answer was complete. Raises ApiError."""
         job, router = self.job, self.router
-        victim = BOARD.place_of(job.request_id)
+        victim = BOARD.place_of(self.key)
         log.warning("request %s: replica %s failed (%s); going on elsewhere", job.request_id, victim, error)
         if victim is not None:
             BOARD.forget(victim)

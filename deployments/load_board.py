@@ -44,8 +44,7 @@ class LoadBoard:
         with self._lock:
             for replica in list(self._loads):
                 if replica not in replicas:
-                    del self._loads[replica]
-                    self._sent_s.pop(replica, None)
+                    self._drop(replica)
             now = time.monotonic()
             for replica in replicas:
                 if now - self._failed_at_s.get(replica, -SUSPECT_S) >= SUSPECT_S:
@@ -55,8 +54,12 @@ class LoadBoard:
         """A replica failed: nothing is planned for it while Serve finds out (`SUSPECT_S`)."""
         with self._lock:
             self._failed_at_s[replica] = time.monotonic()
-            self._loads.pop(replica, None)
-            self._sent_s.pop(replica, None)
+            self._drop(replica)
+
+    def _drop(self, replica: str) -> None:
+        self._loads.pop(replica, None)
+        self._sent_s.pop(replica, None)
+        self._sent_slots.pop(replica, None)
 
     def sent(self, replica: str, request_id: str, work_s: float, slots: int) -> None:
         """Counts work that the replica's last report cannot contain yet."""

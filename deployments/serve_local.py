@@ -27,6 +27,7 @@ ENVIRONMENT = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_LOG_TO_DRIVER": "0",
+    "RAY_LOG_TO_DRIVER_EVENT_LEVEL": "FATAL",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 """Read by Ray when it is imported, and inherited by every process of the cluster."""

@@ -143,6 +143,16 @@ def test_a_returned_seed_and_plan_repeat_an_answer(client: OpenAI) -> None:
     assert again.choices[0].message.content == first.choices[0].message.content
 
 
+async def test_one_request_id_for_many_requests_is_fine(url: str) -> None:
+    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 40, "ignore_eos": True, "temperature": 0, "seed": 1}
+    async with httpx.AsyncClient(timeout=60) as client:
+        answers = await asyncio.gather(
+            *(client.post(f"{url}/v1/chat/completions", json=body, headers={"x-request-id": "same"}) for _ in range(6))
+        )
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert {answer.headers["x-request-id"] for answer in answers} == {"same"}
+
+
 async def test_32_mixed_requests_at_once_are_what_they_are_alone(url: str) -> None:
     client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
     modes: list[dict[str, Any]] = [
