@@ -27,7 +27,6 @@ ENVIRONMENT = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_LOG_TO_DRIVER": "0",
-    "RAY_LOG_TO_DRIVER_EVENT_LEVEL": "FATAL",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 """Read by Ray when it is imported, and inherited by every process of the cluster."""
@@ -151,7 +150,7 @@ READY after {seconds:.0f} s: Stepdial serves {name} on {url} (Ctrl-C ends it)
 Try:
   curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{{
     "model": "{name}", "temperature": 0, "max_tokens": 64, "decoding": "diffusion", "latency_slo_ms": 1000,
-    "messages": [{{"role": "user", "content": "Sort these words from A to Z: pear apple fig"}}]}}'
+    "messages": [{{"role": "user", "content": "Reverse this list:\\nhouse\\nbottle\\nbridge\\nred\\nflute"}}]}}'
 """, flush=True)  # fmt: skip
 
 
