@@ -17,7 +17,7 @@ SEEDS = range(3)
 
 
 def answers(engine: Engine, mode: str, stops: list[list[str]], **fields: Any) -> list[Answer]:
-    base = {"temperature": 1.0, "max_tokens": 70, "ignore_eos": True, **MODES[mode], **fields}
+    base = {"temperature": 1.0, "max_tokens": 45, "ignore_eos": True, **MODES[mode], **fields}
     return answer(
         engine, [(PROMPT, {**base, "seed": seed, "stop": stop}) for seed, stop in zip(SEEDS, stops, strict=True)]
     )
@@ -38,7 +38,7 @@ def pieces(text: str, rng: Random) -> list[str]:
 def test_the_text_ends_before_the_first_stop_string(text_engine: Engine, mode: str) -> None:
     free = answers(text_engine, mode, [[] for _ in SEEDS])
     rng = Random(4)
-    for count in (1, 1, 3):
+    for count in (1, 3):
         stops = [rng.sample(pieces(one.text, rng), count) for one in free]
         for one, whole, stop in zip(answers(text_engine, mode, stops), free, stops, strict=True):
             first = min(whole.text.index(text) for text in stop if whole.text.find(text) == _earliest(whole.text, stop))

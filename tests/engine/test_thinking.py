@@ -32,7 +32,7 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 def answers(engine: Engine, mode: str, prompt: list[int], budget: int | None, **fields: Any) -> list[list[int]]:
-    asked = {"max_tokens": 40, "ignore_eos": True, "temperature": 1.2, **MODES[mode], **fields}
+    asked = {"max_tokens": 28, "ignore_eos": True, "temperature": 1.2, **MODES[mode], **fields}
     if budget is not None:
         asked["max_thinking_tokens"] = budget
     return [one.token_ids for one in answer(engine, [(prompt, {**asked, "seed": seed}) for seed in SEEDS])]
@@ -59,7 +59,7 @@ def test_a_prompt_inside_thinking_gets_the_end_marker_at_the_offset(thinker: Eng
     free = answers(thinker, mode, [1, 50, OPEN, 51], None)
     at_the_budget = 0
     for tokens, unlimited in zip(answers(thinker, mode, [1, 50, OPEN, 51], budget), free, strict=True):
-        assert len(tokens) == 40
+        assert len(tokens) == 28
         end = tokens.index(CLOSE)
         assert end <= budget
         at_the_budget += end == budget
@@ -72,7 +72,7 @@ def test_a_prompt_inside_thinking_gets_the_end_marker_at_the_offset(thinker: Eng
 @pytest.mark.parametrize("mode", MODES)
 def test_a_model_that_starts_to_think_is_held_to_the_budget(thinker: Engine, mode: str, budget: int) -> None:
     sections = []
-    for tokens in answers(thinker, mode, [1, 50, 51], budget, max_tokens=60):
+    for tokens in answers(thinker, mode, [1, 50, 51], budget, max_tokens=50):
         sections += thoughts(tokens, opened=False)
     assert len(sections) > 2, "the model did not think"
     assert max(sections) <= budget
