@@ -39,6 +39,7 @@ RESULT = Path(__file__).parent / "results" / "router_overhead.json"
 ROUNDS = 300
 WARM_UP = 30
 TOKENS = 32
+SHARES = (10, 50, 95)
 PROMPT = [1, 300, 301, 302]
 
 
@@ -99,6 +100,7 @@ def measure(url: str) -> dict[str, Any]:
         "bare": ("GET", f"{url}/bare/stream", None),
         "stepdial": ("POST", f"{url}/v1/completions", body),
     }
+    load_before = os.getloadavg()[0]
     totals: dict[str, list[float]] = {name: [] for name in paths}
     firsts: dict[str, list[float]] = {name: [] for name in paths}
     with httpx.Client(timeout=30) as client:
@@ -110,16 +112,21 @@ def measure(url: str) -> dict[str, Any]:
                     firsts[name].append(first_ms)
     rows = {
         name: {
-            "total_p50_ms": quantile(totals[name], 0.5), "total_p95_ms": quantile(totals[name], 0.95),
-            "first_p50_ms": quantile(firsts[name], 0.5), "first_p95_ms": quantile(firsts[name], 0.95),
+            f"{what}_p{share}_ms": quantile(values[name], share / 100)
+            for what, values in (("total", totals), ("first", firsts))
+            for share in SHARES
         }
         for name in paths
-    }  # fmt: skip
+    }
     added = {key: rows["stepdial"][key] - rows["bare"][key] for key in rows["bare"]}
     return {
-        "command": "python -m benchmarks.router_overhead", "machine": machine(), "rounds": ROUNDS, "paths": rows,
+        "command": "python -m benchmarks.router_overhead",
+        "machine": machine(),
+        "load_average_before_and_after": [load_before, os.getloadavg()[0]],
+        "rounds": ROUNDS,
+        "paths": rows,
         "added_by_the_router": added,
-    }  # fmt: skip
+    }
 
 
 def one_call(client: httpx.Client, method: str, url: str, body: dict[str, Any] | None) -> tuple[float, float]:
@@ -135,9 +142,10 @@ def one_call(client: httpx.Client, method: str, url: str, body: dict[str, Any] |
 
 def print_table(report: dict[str, Any]) -> None:
     rows = {**report["paths"], "added by the router": report["added_by_the_router"]}
-    print(f"{'':22}{'total p50':>11}{'p95':>9}{'first p50':>12}{'p95':>9}   (ms)")
+    print(f"{'ms':22}" + "".join(f"{key.removesuffix('_ms').replace('_', ' '):>12}" for key in rows["bare"]))
     for name, row in rows.items():
-        print(f"{name:22}" + "".join(f"{row[key]:{width}.2f}" for key, width in zip(row, (11, 9, 12, 9), strict=True)))
+        print(f"{name:22}" + "".join(f"{value:12.2f}" for value in row.values()))
+    print(f"load average of the machine before and after: {report['load_average_before_and_after']}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -33,7 +34,12 @@ def main() -> None:
     runs = [one_run() for _ in range(RUNS)]
     for run in runs:
         print(f"first answer after {run['first_answer_s']:.1f} s, ended {run['stop_s']:.1f} s after Ctrl-C")
-    report = {"command": "python -m benchmarks.serve_start", "machine": machine(), "runs": runs}
+    report = {
+        "command": "python -m benchmarks.serve_start",
+        "machine": machine(),
+        "load_average_after": os.getloadavg()[0],
+        "runs": runs,
+    }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
