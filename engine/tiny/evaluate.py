@@ -54,6 +54,11 @@ class Context:
         hidden, present = self.network(ids, positions, mask[:, None], self.past)
         return hidden, present
 
+    def select(self, rows: Tensor) -> None:
+        """Goes on with these rows only (bool [B])."""
+        self.past = [(keys[rows], values[rows]) for keys, values in self.past]
+        self.valid, self.lengths, self.seed = self.valid[rows], self.lengths[rows], self.seed[rows]
+
     def keep(self, present: KeyValues, counts: Tensor, width: int) -> None:
         """Takes the first `counts` of the last `width` tokens into the context."""
         self.past = present
@@ -68,9 +73,9 @@ def diffuse(
     """Block diffusion of requests.md section 1: budget `steps`, early commit at `threshold` (above 1: never)."""
     context = Context(network, prompts)
     outputs: list[list[int]] = [[] for _ in prompts]
-    done = torch.zeros(len(prompts), dtype=torch.bool)
+    active = torch.arange(len(prompts))
     for _ in range(0, LONGEST, block):
-        canvas = torch.full((len(prompts), block), MASK_ID)
+        canvas = torch.full((len(active), block), MASK_ID)
         canvas[:, 0] = context.seed
         masked = torch.ones_like(canvas, dtype=torch.bool)
         masked[:, 0] = False
@@ -86,40 +91,43 @@ def diffuse(
             canvas = torch.where(commit, token, canvas)
             masked &= ~commit
         hidden, present = context.run(canvas, causal=True)
-        context.keep(present, torch.full((len(prompts),), block), block)
+        context.keep(present, torch.full((len(active),), block), block)
         context.seed = context.pick(hidden[:, -1])[0]
-        for row, tokens in enumerate(canvas.tolist()):
-            outputs[row] += [] if done[row] else tokens
-        done |= (canvas == EOS_ID).any(1)
-        if done.all():
+        for row, tokens in zip(active.tolist(), canvas.tolist(), strict=True):
+            outputs[row] += tokens
+        going = ~(canvas == EOS_ID).any(1)
+        if not going.any():
             break
+        context.select(going)
+        active = active[going]
     return outputs
 
 
 @torch.inference_mode()
-def speculate(network: Network, prompts: list[list[int]], block: int) -> tuple[list[list[int]], float]:
-    """Self-speculation at temperature 0 (contract 4.4); also tokens per round (a draft and a verification)."""
+def speculate(network: Network, prompts: list[list[int]], block: int) -> tuple[list[list[int]], int]:
+    """Self-speculation at temperature 0 (contract 4.4); also the number of rounds (a draft and a verification)."""
     context = Context(network, prompts)
     outputs = [[token] for token in context.seed.tolist()]
-    done = context.seed == EOS_ID
-    rounds = tokens = 0
-    while not done.all() and max(map(len, outputs)) < LONGEST:
-        canvas = torch.full((len(prompts), block), MASK_ID)
+    active = torch.arange(len(prompts))
+    rounds = 0
+    while len(active) and max(map(len, outputs)) < LONGEST:
+        canvas = torch.full((len(active), block), MASK_ID)
         canvas[:, 0] = context.seed
         canvas[:, 1:] = context.pick(context.run(canvas, causal=False)[0])[0][:, 1:]
         hidden, present = context.run(canvas, causal=True)
         chosen = context.pick(hidden)[0]
         accepted = 1 + (chosen[:, :-1] == canvas[:, 1:]).long().cumprod(1).sum(1)
         context.keep(present, accepted, block)
-        context.seed = chosen[torch.arange(len(prompts)), accepted - 1]
-        for row in range(len(prompts)):
-            if not done[row]:
-                new = chosen[row, : accepted[row]].tolist()
-                new = new[: new.index(EOS_ID) + 1] if EOS_ID in new else new
-                outputs[row] += new
-                rounds, tokens = rounds + 1, tokens + len(new)
-                done[row] = EOS_ID in new
-    return outputs, tokens / max(rounds, 1)
+        context.seed = chosen[torch.arange(len(active)), accepted - 1]
+        rounds += len(active)
+        going = torch.ones(len(active), dtype=torch.bool)
+        for at, row in enumerate(active.tolist()):
+            new = chosen[at, : accepted[at]].tolist()
+            going[at] = EOS_ID not in new
+            outputs[row] += new if going[at] else new[: new.index(EOS_ID) + 1]
+        context.select(going)
+        active = active[going]
+    return outputs, rounds
 
 
 @torch.inference_mode()
@@ -162,6 +170,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tokenizer = Tokenizer.from_file(str(arguments.checkpoint / "tokenizer.json"))
     network = load(arguments.checkpoint)
+    torch.set_num_threads(1)
     rows = examples(tokenizer, arguments.split, arguments.count, arguments.seed)
     batches = [rows[at : at + BATCH] for at in range(0, len(rows), BATCH)]
 
@@ -181,12 +190,12 @@ def main() -> None:
             right += [same(output, answer) for output, (_, _, answer) in zip(outputs, batch, strict=True)]
         report(f"{block}:{steps}", right)
     for block in (8, 32):
-        right, rates = [], []
+        right, rounds, tokens = [], 0, 0
         for batch in batches:
-            outputs, rate = speculate(network, [prompt for _, prompt, _ in batch], block)
-            rates.append(rate)
+            outputs, batch_rounds = speculate(network, [prompt for _, prompt, _ in batch], block)
+            rounds, tokens = rounds + batch_rounds, tokens + sum(map(len, outputs)) - len(batch)
             right += [same(output, answer) for output, (_, _, answer) in zip(outputs, batch, strict=True)]
-        report(f"spec {block}", right, f"{sum(rates) / len(rates):.2f} tokens per round")
+        report(f"spec {block}", right, f"{tokens / rounds:.2f} tokens per round")
 
 
 if __name__ == "__main__":

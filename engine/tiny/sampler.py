@@ -12,7 +12,7 @@ from engine.tiny.tokenizer import EOS_ID, render
 LONG = ("addition", "replacing", "records", "code")
 MEMORY = 0.97  # of the running exact match, per sample
 LEARNED = 0.75  # exact match at which a task's answers become longer
-FULL_SIZE_FROM, FULL_SIZE_AT = 0.48, 0.8  # progress over which every task reaches its full size, learned or not
+FULL_SIZE_FROM, FULL_SIZE_AT = 0.45, 0.8  # progress over which every task reaches its full size, learned or not
 
 
 @dataclass(slots=True)

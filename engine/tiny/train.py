@@ -28,7 +28,7 @@ from engine.tiny.optimizer import optimizers
 from engine.tiny.sampler import Sample, Sampler, micro_batches
 
 JOINT_AT = 0.38
-DECAY_AT = 0.6
+DECAY_AT = 0.68
 DIFFUSION_WEIGHT = 0.3
 WARM_UP_STEPS = 60
 SAVE_EVERY_S = 120.0

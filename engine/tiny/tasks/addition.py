@@ -4,7 +4,7 @@ from random import Random
 
 from engine.tiny.tasks.task import Task, longest, user
 
-SMALLEST, LARGEST = 3, 9
+SMALLEST, LARGEST = 3, 8
 
 
 def work_out(left: str, right: str) -> str:
@@ -19,7 +19,7 @@ def work_out(left: str, right: str) -> str:
 
 
 def draw(rng: Random, size: float) -> Task:
-    """Two numbers of 3 to 9 digits; 11 answer tokens a column."""
+    """Two numbers of 3 to 8 digits; 11 answer tokens a column."""
     digits = rng.randint(SMALLEST, longest(SMALLEST, LARGEST, size))
     left, right = (str(rng.randint(10 ** (digits - 1), 10**digits - 1)) for _ in range(2))
     prompt = f"Add {left} and {right} column by column."

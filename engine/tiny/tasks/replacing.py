@@ -23,8 +23,8 @@ def text(rng: Random, count: int) -> list[str]:
 
 
 def draw(rng: Random, size: float) -> Task:
-    """8 to 80 words, one a line; the new word does not occur among them."""
-    words = text(rng, rng.randint(longest(8, 40, size), longest(12, 80, size)))
+    """40 to 56 words, one a line; the new word does not occur among them."""
+    words = text(rng, rng.randint(longest(8, 40, size), longest(12, 56, size)))
     old = rng.choice(words)
     new = rng.choice([word for word in WORDS if word != old])
     kept = [word for word in WORDS if word != new]
