@@ -112,21 +112,21 @@ class BareModel:
             stretch = query_scale(forward.positions, config.rope, model.dtype)
         x = F.embedding(forward.token_ids, model.embedding)
         for index, layer in enumerate(model.layers):
-            projected = (rms_norm(x, layer.input_norm, eps) @ layer.qkv).view(-1, heads + 2 * kv_heads, dim)
+            projected = layer.qkv(rms_norm(x, layer.input_norm, eps)).view(-1, heads + 2 * kv_heads, dim)
             rotated = apply_rotary(projected[:, : heads + kv_heads], cos, sin)
             query = rotated[:, :heads] if stretch is None else rotated[:, :heads] * stretch
             cache = self.cache[index]
             fresh = torch.stack((rotated[:, heads:], projected[:, heads + kv_heads :]), dim=1)
             cache.view(-1, 2, kv_heads, dim).index_copy_(0, forward.slots, fresh)
             attended = self._attend(query, cache, forward.groups)
-            out = attended @ layer.output
+            out = layer.output(attended)
             if forward.draft_rows is not None and model.adapter is not None:
                 down, up = model.adapter.layers[index]
                 low = F.linear(attended.index_select(0, forward.draft_rows).to(down.dtype), down)
                 out.index_add_(0, forward.draft_rows, (F.linear(low, up) * model.adapter.scale).to(out.dtype))
             x = x + out
-            gate, up = (rms_norm(x, layer.post_norm, eps) @ layer.gate_up).chunk(2, dim=-1)
-            x = x + (F.silu(gate) * up) @ layer.down
+            gate, up = layer.gate_up(rms_norm(x, layer.post_norm, eps)).chunk(2, dim=-1)
+            x = x + layer.down(F.silu(gate) * up)
         if not len(forward.logit_rows):
             return forward.logit_rows
         return model.logits(x, forward.logit_rows).argmax(-1)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.model.linear import Linear
 from engine.model.rope import apply_rotary, attention_factor, query_scale, rotary, yarn_frequencies
 from kernels.attention import reach_attention
 
@@ -24,17 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Layer:
-    """Weights of one decoder layer, inputs first: `x @ weight`, which MKL does faster for few rows.
-
-    q, k, v and gate, up are side by side, so that each of the two is one product.
-    """
+    """Weights of one decoder layer; q, k, v and gate, up are stacked, so that each of the two is one product."""
 
     input_norm: Tensor  # [hidden]
-    qkv: Tensor  # [hidden, q_size + 2 kv_size]
-    output: Tensor  # [q_size, hidden]
+    qkv: Linear  # hidden -> q_size + 2 kv_size
+    output: Linear  # q_size -> hidden
     post_norm: Tensor  # [hidden]
-    gate_up: Tensor  # [hidden, 2 intermediate]
-    down: Tensor  # [intermediate, hidden]
+    gate_up: Linear  # hidden -> 2 intermediate
+    down: Linear  # intermediate -> hidden
 
 
 class Transformer:
@@ -46,7 +44,7 @@ class Transformer:
         self.adapter = adapter
         self.embedding = weights.pop("encoder.embed_tokens.weight")  # [vocab, hidden]
         self.norm = weights.pop("encoder.norm.weight")
-        self.head = weights.pop("diffusion_head.weight").t().contiguous()  # [hidden, vocab]
+        self.head = Linear(weights.pop("diffusion_head.weight"))  # hidden -> vocab
         self.layers = [_layer(weights, f"encoder.layers.{index}.") for index in range(config.num_layers)]
         device = self.embedding.device
         self.frequencies = yarn_frequencies(config.rope, config.head_dim).to(device)
@@ -79,7 +77,7 @@ class Transformer:
             stretch = query_scale(batch.positions, config.rope, self.dtype)
         x = F.embedding(batch.token_ids, self.embedding)
         for index, layer in enumerate(self.layers):
-            projected = (rms_norm(x, layer.input_norm, eps) @ layer.qkv).view(-1, heads + 2 * kv_heads, dim)
+            projected = layer.qkv(rms_norm(x, layer.input_norm, eps)).view(-1, heads + 2 * kv_heads, dim)
             rotated = apply_rotary(projected[:, : heads + kv_heads], cos, sin)
             query = rotated[:, :heads]
             if stretch is not None:
@@ -90,19 +88,19 @@ class Transformer:
             )
             attended = reach_attention(query, cache, batch.groups, scale)
             x = x + self._output(index, layer, attended, batch.draft_rows, batch.draft_count)
-            gate, up = (rms_norm(x, layer.post_norm, eps) @ layer.gate_up).chunk(2, dim=-1)
-            x = x + (F.silu(gate) * up) @ layer.down
+            gate, up = layer.gate_up(rms_norm(x, layer.post_norm, eps)).chunk(2, dim=-1)
+            x = x + layer.down(F.silu(gate) * up)
         return x
 
     def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """Final norm and head over the wanted `rows` `[r]` of `forward`'s result: `[r, vocab]`."""
-        return rms_norm(hidden.index_select(0, rows), self.norm, self.config.rms_norm_eps) @ self.head
+        return self.head(rms_norm(hidden.index_select(0, rows), self.norm, self.config.rms_norm_eps))
 
     def _output(
         self, index: int, layer: Layer, attended: Tensor, draft_rows: Tensor | None, draft_count: int
     ) -> Tensor:
         """o_proj, with the low-rank draft weights added on draft rows only (contract 2.2)."""
-        out = attended @ layer.output
+        out = layer.output(attended)
         if draft_rows is None or self.adapter is None:
             return out
         down, up = self.adapter.layers[index]
@@ -126,9 +124,9 @@ def _layer(weights: dict[str, Tensor], prefix: str) -> Layer:
 
     return Layer(
         input_norm=take("input_layernorm"),
-        qkv=torch.cat([take(f"self_attn.{name}_proj") for name in "qkv"]).t().contiguous(),
-        output=take("self_attn.o_proj").t().contiguous(),
+        qkv=Linear(torch.cat([take(f"self_attn.{name}_proj") for name in "qkv"])),
+        output=Linear(take("self_attn.o_proj")),
         post_norm=take("post_attention_layernorm"),
-        gate_up=torch.cat([take("mlp.gate_proj"), take("mlp.up_proj")]).t().contiguous(),
-        down=take("mlp.down_proj").t().contiguous(),
+        gate_up=Linear(torch.cat([take("mlp.gate_proj"), take("mlp.up_proj")])),
+        down=Linear(take("mlp.down_proj")),
     )
