@@ -29,18 +29,21 @@ class Sample:
 class Sampler:
     """Draws tasks. Each has a level (0..1, the size of its answers) that rises when it is learned.
 
-    `exact` holds a running AR exact match of each task at its level, on data never seen before.
+    `exact` holds a running AR exact match of each task at its level, `denoised` how often every mask of a row was right
+    in the joint phase, both on data never seen before.
     """
 
     tokenizer: Tokenizer
     rng: Random
     exact: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 0.0))
+    denoised: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 0.0))
     level: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 0.05))
 
-    def weight(self, task: str) -> float:
+    def weight(self, task: str, joint: bool) -> float:
         """How often `task` is drawn: what is wrong more often comes more often, long answers down to half as often."""
         length = 1 - 0.5 * self.level[task] if task in LONG else 1.0
-        return (0.25 + (1 - self.exact[task]) + 0.5 * (1 - self.level[task])) * length
+        wrong = (1 - self.exact[task]) + 0.5 * (1 - self.level[task]) + 2 * joint * (1 - self.denoised[task])
+        return (0.25 + wrong) * length
 
     def size(self, task: str, progress: float) -> float:
         """Mostly the task's level, sometimes less."""
@@ -48,9 +51,11 @@ class Sampler:
         self.level[task] = max(self.level[task], least)
         return self.level[task] * (1 if self.rng.random() < 0.8 else self.rng.random())
 
-    def note(self, sample: Sample, right: bool) -> None:
+    def note(self, sample: Sample, right: bool, masks_right: bool) -> None:
         """Counts an answer; a task that is mostly right at its level goes on to longer ones."""
         task = sample.task
+        if sample.noisy_tokens:
+            self.denoised[task] += (1 - MEMORY) * (masks_right - self.denoised[task])
         if sample.size < self.level[task]:
             return
         self.exact[task] += (1 - MEMORY) * (right - self.exact[task])
@@ -61,7 +66,7 @@ class Sampler:
     def sample(self, progress: float, joint: bool) -> Sample:
         """One row; with `joint` it has a noisy half."""
         names = list(FAMILIES)
-        name = self.rng.choices(names, [self.weight(task) for task in names])[0]
+        name = self.rng.choices(names, [self.weight(task, joint) for task in names])[0]
         size = self.size(name, progress)
         task = draw(self.rng, name, "train", size)
         prompt = self.tokenizer.encode(render(task.messages), add_special_tokens=False).ids

@@ -28,7 +28,7 @@ from engine.tiny.optimizer import optimizers
 from engine.tiny.sampler import Sample, Sampler, micro_batches
 
 JOINT_AT = 0.38
-DECAY_AT = 0.68
+DECAY_AT = 0.78
 DIFFUSION_WEIGHT = 0.3
 WARM_UP_STEPS = 60
 SAVE_EVERY_S = 120.0
@@ -61,11 +61,14 @@ def learning_rate(progress: float, step: int) -> float:
     return min(1.0, (step + 1) / WARM_UP_STEPS) * max(0.01, min(1.0, (1 - progress) / (1 - DECAY_AT)))
 
 
-def accumulate(network: Any, head: Any, batch: list[Sample]) -> tuple[list[float], list[bool]]:
-    """Adds the gradients of one micro-batch: its mean AR loss plus 0.3 x its mean diffusion loss.
+def accumulate(
+    network: Any, head: Any, batch: list[Sample], diffusion_weight: float
+) -> tuple[list[float], list[tuple[Any, Any]]]:
+    """Adds the gradients of one micro-batch: its mean AR loss plus `diffusion_weight` x its mean diffusion loss.
 
     Rows of a micro-batch are of similar length, so the mean of each weighs tokens of short answers more than tokens of
-    long ones. Returns [AR loss, diffusion loss, right masked tokens, masked tokens] and which rows AR has all right.
+    long ones. Returns [AR loss, diffusion loss, right masked tokens, masked tokens], and for each row whether AR is
+    right in all of it, and whether all of its masks are.
     """
     tensors = collate([sample.row for sample in batch])
     chosen = tensors.target >= 0
@@ -79,11 +82,13 @@ def accumulate(network: Any, head: Any, batch: list[Sample]) -> tuple[list[float
     ar = (losses * clean).sum() / clean.sum()
     noisy_tokens = sum(sample.noisy_tokens for sample in batch)
     diffusion = (losses * ~clean).sum() / max(noisy_tokens, 1)
-    loss: Any = ar + DIFFUSION_WEIGHT * diffusion
+    loss: Any = ar + diffusion_weight * diffusion
     loss.backward()
     right = logits.detach().argmax(-1) == target
-    wrong = torch.zeros(len(batch)).index_add_(0, chosen.nonzero()[:, 0], (~right & clean).float())
-    return [ar.item(), diffusion.item(), float((right & ~clean).sum()), float((~clean).sum())], (wrong == 0).tolist()
+    rows = chosen.nonzero()[:, 0]
+    wrong = [torch.zeros(len(batch)).index_add_(0, rows, (~right & part).float()) for part in (clean, ~clean)]
+    verdicts = [((wrong[0] == 0)[row].item(), (wrong[1] == 0)[row].item()) for row in range(len(batch))]
+    return [ar.item(), diffusion.item(), float((right & ~clean).sum()), float((~clean).sum())], verdicts
 
 
 def share_gradients(network: Network, batches: int) -> int:
@@ -99,7 +104,14 @@ def share_gradients(network: Network, batches: int) -> int:
 
 
 def train(
-    run: Path, tokenizer_path: Path, minutes: float, tokens: int, rates: tuple[float, float], seed: int, rank: int
+    run: Path,
+    tokenizer_path: Path,
+    minutes: float,
+    tokens: int,
+    rates: tuple[float, float],
+    seed: int,
+    rank: int,
+    diffusion_weight: float,
 ) -> None:
     """Runs until the time is up; see the module's text."""
     torch.manual_seed(seed)
@@ -116,6 +128,7 @@ def train(
         for optimizer, saved in zip(peak, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         sampler.exact |= {task: value for task, value in state["exact"].items() if task in sampler.exact}
+        sampler.denoised |= state.get("denoised", {})
         sampler.level |= {task: value for task, value in state.get("level", {}).items() if task in sampler.level}
         sampler.rng.seed(f"{seed} {rank} {state['step']}")
         step, seen, active_s, clock.progress = state["step"], state["tokens"], state["active_s"], state["progress"]
@@ -145,12 +158,12 @@ def train(
                 pool = micro_batches(sampler.step(3 * tokens, clock.progress, joint), MICRO_BATCH)
                 sampler.rng.shuffle(pool)
             batch = pool.pop()
-            parts, exact = accumulate(compiled, network.diffusion_head, batch)
+            parts, exact = accumulate(compiled, network.diffusion_head, batch, diffusion_weight)
             sums = [a + b for a, b in zip(sums, parts, strict=True)]
             batches += 1
             counts[rank] += sum(len(sample.row.ids) for sample in batch)
             for sample, right in zip(batch, exact, strict=True):
-                sampler.note(sample, right)
+                sampler.note(sample, *right)
         share_gradients(network, batches)
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0).item()
         factor = learning_rate(clock.progress, step)
@@ -189,7 +202,10 @@ def log(step: int, seen: int, progress: float, factor: float, recent: list[list[
         "masked_right": round(right / max(masked, 1), 3),
         "norm": round(norm / len(recent), 2),
         "tokens_per_s": round(count / took),
-        "level_exact": {name: [round(sampler.level[name], 2), round(sampler.exact[name], 2)] for name in sampler.level},
+        "level_exact": {
+            name: [round(sampler.level[name], 2), round(sampler.exact[name], 2), round(sampler.denoised[name], 2)]
+            for name in sampler.level
+        },
     }
     print(json.dumps(entry), flush=True)
 
@@ -203,6 +219,7 @@ def save(
         "network": network.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in peak],
         "exact": sampler.exact,
+        "denoised": sampler.denoised,
         "level": sampler.level,
         "step": step,
         "tokens": seen,
@@ -222,6 +239,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=9000, help="tokens of a step, noisy halves included")
     parser.add_argument("--matrix-rate", type=float, default=0.008, help="Muon's peak learning rate")
     parser.add_argument("--other-rate", type=float, default=3e-3, help="AdamW's peak learning rate")
+    parser.add_argument("--diffusion-weight", type=float, default=DIFFUSION_WEIGHT, help="of the diffusion loss")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each, which beat threads here")
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0)
@@ -242,7 +260,14 @@ def main() -> None:
     )  # fmt: skip
     rates = (arguments.matrix_rate, arguments.other_rate)
     train(
-        arguments.run, arguments.tokenizer, arguments.minutes, arguments.tokens, rates, arguments.seed, arguments.rank
+        arguments.run,
+        arguments.tokenizer,
+        arguments.minutes,
+        arguments.tokens,
+        rates,
+        arguments.seed,
+        arguments.rank,
+        arguments.diffusion_weight,
     )
     for child in children:
         child.wait()
