@@ -15,13 +15,19 @@ from torch import Tensor
 
 from kernels.attention import MIN_PRODUCT_ROWS, AttentionGroup, folded_rows, padded_keys, reach_mask
 
+FEWEST_ROWS = 2
+"""Rows of any product: one alone would be a product of a vector, which takes another code path."""
 
-def padded_rows(rows: int) -> int:
-    """`rows` rounded up so that a row's bits do not depend on its batch: a multiple of 8, and at least 8 a thread.
 
-    Matrix products with fewer rows take other code paths in MKL, and with two threads a product is split in halves
-    (seen bitwise on AVX-512 with torch 2.13).
+def padded_rows(rows: int, packed: bool = False) -> int:
+    """`rows` rounded up so that a row's bits do not depend on its batch.
+
+    Packed weights need 2 rows (`engine/model/linear.py`), others a multiple of 8, and at least 8 a thread: MKL takes
+    other code paths for fewer rows, and with two threads it splits a product in halves (seen bitwise on AVX-512 with
+    torch 2.13).
     """
+    if packed:
+        return max(FEWEST_ROWS, rows)
     return max(MIN_PRODUCT_ROWS * torch.get_num_threads(), -(-rows // MIN_PRODUCT_ROWS) * MIN_PRODUCT_ROWS)
 
 
@@ -75,8 +81,13 @@ class ForwardBatch:
     context_tokens: int
 
 
-def build_batch(segments: Seq[Segment], page_size: int, heads_per_kv_head: int, dtype: torch.dtype) -> ForwardBatch:
-    """Lays the segments out as one ragged batch (on the CPU)."""
+def build_batch(
+    segments: Seq[Segment], page_size: int, heads_per_kv_head: int, dtype: torch.dtype, packed: bool = False
+) -> ForwardBatch:
+    """Lays the segments out as one ragged batch (on the CPU).
+
+    `packed`: the model's weights are (`engine/model/linear.py`), so that its products need hardly any padding.
+    """
     order: dict[tuple[int, int, bool], list[int]] = {}
     for index, segment in enumerate(segments):
         rows = len(segment.tokens)
@@ -115,7 +126,7 @@ def build_batch(segments: Seq[Segment], page_size: int, heads_per_kv_head: int, 
             )
         )
     count = len(tokens)
-    padding = np.zeros(padded_rows(count) - count, dtype=np.int64)
+    padding = np.zeros(padded_rows(count, packed) - count, dtype=np.int64)
     wanted = [first_row[index] + offset for index, segment in enumerate(segments) for offset in segment.wanted]
     return ForwardBatch(
         token_ids=torch.from_numpy(np.concatenate((tokens, padding))),
@@ -124,7 +135,7 @@ def build_batch(segments: Seq[Segment], page_size: int, heads_per_kv_head: int, 
         groups=groups,
         draft_rows=torch.tensor(_repeat_first(drafts)) if drafts else None,
         draft_count=len(drafts),
-        logit_rows=torch.tensor(_repeat_first(wanted)),
+        logit_rows=torch.tensor(_repeat_first(wanted, packed)),
         wanted=len(wanted),
         last_position=max(segment.end for segment in segments) - 1,
         query_tokens=count,
@@ -138,6 +149,6 @@ def _folded_offsets(rows: int, heads_per_kv_head: int) -> np.ndarray:
     return np.concatenate((offsets, np.zeros(folded_rows(rows, heads_per_kv_head) - len(offsets), dtype=np.int64)))
 
 
-def _repeat_first(rows: list[int]) -> list[int]:
+def _repeat_first(rows: list[int], packed: bool = False) -> list[int]:
     """`rows` padded with their first entry (or row 0), see `padded_rows`."""
-    return rows + (rows[:1] or [0]) * (padded_rows(len(rows)) - len(rows))
+    return rows + (rows[:1] or [0]) * (padded_rows(len(rows), packed) - len(rows))

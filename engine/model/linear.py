@@ -23,11 +23,11 @@ class Linear:
 
     def __init__(self, weight: Tensor) -> None:
         """Takes `weight` `[outputs, inputs]`."""
-        self.packed = (
+        self.packed: bool = (
             weight.device.type == "cpu"
             and weight.dtype is torch.float32
             and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-            and torch.backends.mkldnn.enabled
+            and bool(torch.backends.mkldnn.enabled)
         )
         with torch.inference_mode():
             self._weight = (
