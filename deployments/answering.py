@@ -49,6 +49,7 @@ class Answering:
         self._text = ""
         self._base = 0
         self._repeated = 0
+        self._repeated_ids = 0
         self._excluded: set[str] = set()
         self._failures = 0
         self._replans = 0
@@ -153,12 +154,15 @@ class Answering:
         dropped = min(self._repeated, len(piece.text))
         self._repeated -= dropped
         fresh = piece.text[dropped:]
+        skipped = min(self._repeated_ids, len(piece.token_ids))
+        self._repeated_ids -= skipped
+        token_ids = piece.token_ids[skipped:]
         self._text += fresh
-        if not fresh and not piece.token_ids:
+        if not fresh and not token_ids:
             return None
         if self.first_text_s is None:
             self.first_text_s = time.perf_counter() - self.job.arrived_s
-        return Text(fresh, piece.token_ids)
+        return Text(fresh, token_ids)
 
     def _refused_there(self, message: NotInTime) -> None:
         """The replica had the last word: plan again from its load, on another one if it is full."""
@@ -193,6 +197,7 @@ class Answering:
             return self._ended(over, len(job.prompt), len(self._tokens), {"replica": victim}, cut=False)
         decode = None if router.tokenizer is None else router.tokenizer.decode
         point = resume_point(self._tokens, self._text, decode)
+        self._repeated_ids += len(self._tokens) - point.tokens
         del self._tokens[point.tokens :]
         self._base, self._repeated = point.tokens, point.repeated_text
         return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from engine.plan import Rung
     from engine.stats import EngineStats
 
 
@@ -68,10 +70,12 @@ class ReplicaLoad:
 class LoadMeter:
     """Turns an engine's counters into a load; the engine's own cost is a mean over the forwards of a window."""
 
-    def __init__(self, replica: str, prefill_chunk: int, window_s: float = 0.25) -> None:
+    def __init__(self, replica: str, prefill_chunk: int, ladder: Sequence[Rung] = (), window_s: float = 0.25) -> None:
+        """Only `ladder`'s measured tokens per forward are passed on: clients can pin any number of other rungs."""
         self.replica = replica
         self.prefill_chunk = prefill_chunk
         self.window_s = window_s
+        self._rungs = {str(rung.policy()) for rung in ladder}
         self._from: tuple[float, int, float] = (0.0, 0, 0.0)
         self._engine_s = 0.0
 
@@ -99,5 +103,5 @@ class LoadMeter:
             engine_s=self._engine_s,
             prefill_chunk=self.prefill_chunk,
             latency_tail=dict(latency_tail),
-            tokens_per_forward=dict(stats.tokens_per_forward),
+            tokens_per_forward={name: value for name, value in stats.tokens_per_forward.items() if name in self._rungs},
         )

@@ -53,7 +53,7 @@ class Replica:
         self.engine = Engine.from_pretrained(args.model, config)
         warm_up(self.engine)
         self.engine.start()
-        self.meter = LoadMeter(self.name, config.prefill_chunk)
+        self.meter = LoadMeter(self.name, config.prefill_chunk, self.engine.ladder)
         self.tails = {mode: Quantile(PRIOR_TAIL) for mode in ("ar", "diffusion", "self_speculation")}
         self.metrics = EngineMetrics(self.engine.stats)
         self.open = OpenRequests()

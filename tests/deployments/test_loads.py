@@ -5,7 +5,10 @@ from __future__ import annotations
 from deployments.history import OutputLengths, Quantile
 from deployments.load import LoadMeter, ReplicaLoad
 from deployments.load_board import LoadBoard
+from deployments.prediction import expected_forwards
 from engine.cost_model import ForwardCostModel
+from engine.decoding.rung_choice import TokensPerForward
+from engine.plan import diffusion, self_speculation
 from engine.stats import EngineStats
 
 
@@ -24,6 +27,20 @@ def test_the_meter_gives_means_of_the_last_window() -> None:
     assert abs(load.engine_s - 0.02) < 1e-12
     assert load.latency_tail == {"ar": 1.2}
     assert ReplicaLoad.from_dict(load.to_dict()) == load
+
+
+def test_measured_tokens_per_forward_reach_the_prediction() -> None:
+    rung, other = self_speculation(8), diffusion(16, 3, 0.77)
+    meter = TokensPerForward()
+    for _ in range(50):
+        meter.observe(rung, 6, 2)
+        meter.observe(other, 6, 2)
+    running = stats(10, 100, 1.0, 1.1)
+    running.tokens_per_forward = meter.to_dict()
+    load = LoadMeter("a", 256, [rung]).read(running, 1.0, 0, 0, {})
+    [value] = load.tokens_per_forward.values()
+    assert round(value, 9) == 3, "rungs that only a client's pin named are left out"
+    assert round(expected_forwards(rung, 60, load.tokens_per_forward), 9) == 20
 
 
 def test_the_board_keeps_the_newest_report_and_adds_what_was_sent_since() -> None:

@@ -59,7 +59,7 @@ def test_a_chat_says_what_it_got(client: OpenAI) -> None:
 def test_a_stream_gives_the_same_text_as_a_whole_answer(client: OpenAI, decoding: str) -> None:
     asked: dict[str, Any] = {
         "model": MODEL, "messages": MESSAGES, "temperature": 0.7, "seed": 5, "max_tokens": 70,
-        "extra_body": {"decoding": decoding, "ignore_eos": True, "cache_salt": f"{decoding}"},
+        "extra_body": {"decoding": decoding, "min_tokens": 70, "cache_salt": f"{decoding}"},
     }  # fmt: skip
     whole = client.chat.completions.create(**asked)
     chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
@@ -89,7 +89,7 @@ def test_usage_on_every_chunk_when_asked(client: OpenAI) -> None:
     options: Any = {"include_usage": True, "continuous_usage_stats": True}
     stream = client.chat.completions.create(
         model=MODEL, messages=MESSAGES, max_tokens=40, stream=True, stream_options=options,
-        extra_body={"ignore_eos": True, "decoding": "ar"},
+        extra_body={"min_tokens": 40, "decoding": "ar"},
     )  # fmt: skip
     counts = [chunk.usage.completion_tokens for chunk in stream if chunk.usage]
     assert counts == sorted(counts)
@@ -105,6 +105,22 @@ def test_content_as_parts_equals_content_as_text(client: OpenAI) -> None:
         for messages in (MESSAGES, parts)
     ]
     assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
+
+
+def test_thinking_is_told_apart_from_the_answer(client: OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": MODEL, "messages": MESSAGES, "temperature": 0, "seed": 1, "max_tokens": 40,
+        "extra_body": {"enable_thinking": True, "max_thinking_tokens": 9, "min_tokens": 40, "decoding": "ar"},
+    }  # fmt: skip
+    message: Any = client.chat.completions.create(**asked).choices[0].message
+    assert message.reasoning_content
+    assert message.content
+    thinking = text = ""
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        delta: Any = chunk.choices[0].delta
+        thinking += getattr(delta, "reasoning_content", None) or ""
+        text += delta.content or ""
+    assert (thinking, text) == (message.reasoning_content, message.content)
 
 
 def test_completions_of_text_and_of_token_ids(client: OpenAI) -> None:
@@ -123,11 +139,11 @@ def test_completions_of_text_and_of_token_ids(client: OpenAI) -> None:
 
 def test_a_stop_string_is_never_sent(client: OpenAI) -> None:
     free = client.completions.create(model=MODEL, prompt="a b c", temperature=0, max_tokens=60, seed=2,
-                                     extra_body={"decoding": "ar", "ignore_eos": True})  # fmt: skip
+                                     extra_body={"decoding": "ar", "min_tokens": 60})  # fmt: skip
     whole = free.choices[0].text
     stop = whole[10:12]
     stopped = client.completions.create(model=MODEL, prompt="a b c", temperature=0, max_tokens=60, seed=2, stop=[stop],
-                                        extra_body={"decoding": "ar", "ignore_eos": True})  # fmt: skip
+                                        extra_body={"decoding": "ar", "min_tokens": 60})  # fmt: skip
     assert stopped.choices[0].text == whole[: whole.index(stop)]
     assert stopped.choices[0].finish_reason == "stop"
 

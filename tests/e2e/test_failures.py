@@ -17,7 +17,7 @@ from tests.e2e.conftest import wait_until_ready
 
 MODEL = "stepdial-tiny"
 LONG: dict[str, Any] = {
-    "model": MODEL, "prompt": [1, 300, 301, 302], "max_tokens": 1500, "temperature": 0, "seed": 1, "ignore_eos": True,
+    "model": MODEL, "prompt": [1, 300, 301, 302], "max_tokens": 2000, "min_tokens": 2000, "temperature": 0, "seed": 1,
     "decoding": "ar",
 }  # fmt: skip
 
@@ -74,7 +74,7 @@ def test_a_client_that_leaves_frees_its_sequence_at_once(url: str, stream: bool)
 
 def test_a_stream_goes_on_when_its_replica_dies(url: str, client: OpenAI) -> None:
     wait_until_ready(url, 2)
-    asked = {**LONG, "max_tokens": 400, "stream": True}
+    asked = {**LONG, "stream": True}
     text, said, killed = "", {}, ""
     with httpx.stream("POST", f"{url}/v1/completions", json=asked, timeout=60) as answer:
         assert answer.status_code == 200
@@ -91,8 +91,8 @@ def test_a_stream_goes_on_when_its_replica_dies(url: str, client: OpenAI) -> Non
     assert "continued after" in said["reason"]
     assert said["replica"] != killed
     reference = client.completions.create(
-        model=MODEL, prompt=LONG["prompt"], max_tokens=400, temperature=0, seed=1,
-        extra_body={"decoding": "ar", "ignore_eos": True, "cache_salt": "reference"},
+        model=MODEL, prompt=LONG["prompt"], max_tokens=LONG["max_tokens"], temperature=0, seed=1,
+        extra_body={"decoding": "ar", "min_tokens": LONG["min_tokens"], "cache_salt": "reference"},
     )  # fmt: skip
     assert text == reference.choices[0].text
     wait_until_ready(url, 2)
