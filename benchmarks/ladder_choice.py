@@ -61,7 +61,8 @@ def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
 def with_quality(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Sets `quality`: rates fitted isotonic over K where only the budget differs, then Wilson's lower bound.
 
-    All exact rungs answer alike, so they share the pooled rate.
+    All exact rungs answer alike, so they share the pooled rate. A lossy rung is never taken to be better than they are:
+    what it gets right beyond AR is chance.
     """
     families: dict[tuple[object, ...], list[Candidate]] = defaultdict(list)
     for candidate in candidates:
@@ -81,7 +82,9 @@ def with_quality(candidates: Sequence[Candidate]) -> list[Candidate]:
             replace(row, quality=wilson_low(rate * row.prompts, row.prompts))
             for row, rate in zip(rows, rates, strict=True)
         ]
-    return fitted
+    exact = [row.quality for row in fitted if row.rung.exact]
+    most = max(exact, default=1.0)
+    return [row if row.rung.exact else replace(row, quality=min(row.quality, most)) for row in fitted]
 
 
 def dominated(candidate: Candidate, others: Sequence[Candidate]) -> bool:

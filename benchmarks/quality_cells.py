@@ -63,8 +63,7 @@ def ladder_rungs() -> list[Rung]:
         diffusion(length, steps, threshold)
         for threshold in (None, 0.9)
         for length in (8, 16, 32)
-        for steps in (1, 2, 4, 8)
-        if threshold is None or steps > 1
+        for steps in ((1, 2, 4) if threshold is None else (2, 4, 8))
     ]
     tolerant = [diffusion(length, 1, None, tolerance) for length in (8, 16) for tolerance in TOLERANCES]
     return [AR, *(self_speculation(length) for length in BLOCK_LENGTHS), *lossy, *tolerant]

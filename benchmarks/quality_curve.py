@@ -72,12 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def wanted_cells(prompts: int, calibration_prompts: int, alone_prompts: int) -> list[Cell]:
-    """All cells, the ones that the bar and the ladder need before the rest of the curve."""
+    """All cells, the ones that the ladder and the bar need before the rest of the curve."""
     test = [Cell(rung, "test", prompts) for rung in measured_rungs()]
     calibration = [Cell(rung, "calibration", calibration_prompts) for rung in ladder_rungs()]
     alone = [Cell(rung, "calibration", alone_prompts, alone=True) for rung in ladder_rungs()]
-    bar = 13
-    return [*test[:bar], *calibration, *alone, *test[bar:]]
+    return [*calibration, *alone, *test]
 
 
 def quality_report(cells: Sequence[Cell], cells_dir: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -199,12 +198,14 @@ def _load(model: Path, batch: int) -> None:
 def _run(job: tuple[Cell, Path, float]) -> str:
     """Measures one cell in a worker and writes its file, whole or not at all."""
     cell, cells_dir, deadline = job
+    file = cells_dir / f"{cell.name}.jsonl"
+    if read_cell(file, cell.prompts) is not None:
+        return f"{cell.name}: measured by another run meanwhile"
     if time.time() > deadline:
         return f"no time left for {cell.name}"
     torch.set_num_threads(1)
     begun = time.perf_counter()
     rows = measure(_llm, cell, tasks_of(cell.split, cell.prompts))
-    file = cells_dir / f"{cell.name}.jsonl"
     partial = file.with_suffix(".partial")
     partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
     partial.rename(file)
