@@ -214,6 +214,8 @@ def pinned_rung(options: GenerationOptions, block_size: int) -> Rung | None:
 
 def allowed_rungs(options: GenerationOptions, ladder: Sequence[Rung]) -> tuple[Rung, ...]:
     """The rungs of `ladder` that the request's own fields leave open, best first."""
+    # A request for diffusion has no audit unless it asks for one; `auto` leaves that to the plan.
+    audit = "off" if options.audit is None and options.decoding == "diffusion" else options.audit
 
     def fits(rung: Rung) -> bool:
         if options.decoding != "auto" and rung.decoding.value != options.decoding:
@@ -230,7 +232,7 @@ def allowed_rungs(options: GenerationOptions, ladder: Sequence[Rung]) -> tuple[R
                 return False
             if options.threshold_given and rung.threshold != options.threshold:
                 return False
-            if options.audit is not None and rung.audit != options.audit:
+            if audit is not None and rung.audit != audit:
                 return False
         floor = options.min_expected_quality
         return floor is None or rung.exact or (rung.expected_quality is not None and rung.expected_quality >= floor)

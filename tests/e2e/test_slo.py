@@ -42,14 +42,25 @@ def test_the_same_question_with_two_slos_gets_two_budgets_and_meets_both(client:
     assert tight["slo_met"] is True
     assert loose["slo_met"] is True
     assert tight["denoise_steps"] < loose["denoise_steps"]
+    assert tight["plan"][0]["audit"] == loose["plan"][0]["audit"] == "off"
     assert (tight["block_length"], tight["refinement_steps"]) != (loose["block_length"], loose["refinement_steps"])
     assert tight["predicted_p95_ms"] <= tight_ms < loose["predicted_p95_ms"] + 5_000
     assert loose["slo_ms"] == 5_000
 
 
 def test_what_a_refusal_names_is_accepted(client: OpenAI) -> None:
-    said = ask(client, smallest(client, decoding="diffusion") * 1.2, decoding="diffusion")
-    assert said["refinement_steps"] is not None
+    named_ms = smallest(client, decoding="diffusion")
+    for _ in range(5):
+        try:
+            said = ask(client, named_ms * 1.2, decoding="diffusion")
+        except openai.RateLimitError as error:
+            # The load rose since the refusal; what is named now is what counts.
+            body: Any = error.body
+            named_ms = float(body["smallest_feasible_slo_ms"])
+        else:
+            assert said["refinement_steps"] is not None
+            return
+    pytest.fail(f"five SLOs that a refusal named were refused, the last {named_ms} ms")
 
 
 def test_degrade_answers_and_says_that_it_is_late(client: OpenAI) -> None:
