@@ -53,8 +53,3 @@ async def answers(engine: Engine, asks: Sequence[Ask], concurrency: int | None =
             return await answer(engine, ask)
 
     return list(await asyncio.gather(*(one(ask) for ask in asks)))
-
-
-def run_all(engine: Engine, asks: Sequence[Ask], concurrency: int | None = None) -> list[Answer]:
-    """`answers` for scripts without an event loop."""
-    return asyncio.run(answers(engine, asks, concurrency))

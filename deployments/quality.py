@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint.json_file import read_json
 from engine.errors import CheckpointError
 from engine.plan import Decoding, Rung, diffusion
 
@@ -46,8 +46,8 @@ class QualityMap:
 def read_quality_map(path: str | Path, block_size: int) -> QualityMap:
     """Reads `ladder.json` and `quality.json` of a checkpoint directory. Raises CheckpointError on a bad file."""
     directory = Path(path)
-    saved = _read(directory / LADDER_FILE)
-    curve = _read(directory / CURVE_FILE)
+    saved = read_json(directory / LADDER_FILE)
+    curve = read_json(directory / CURVE_FILE)
     try:
         ladder = tuple(Rung.from_dict(entry) for entry in saved.get("rungs", ()))
         cells = [_rung_of_cell(cell) for cell in curve.get("cells", ()) if cell["split"] == "test"]
@@ -86,15 +86,3 @@ def _rung_of_cell(cell: dict[str, Any]) -> Rung:
         expected_quality=round(cell["exact_match_low"], 4),
         expected_tokens_per_forward=cell["tokens_per_forward"],
     )
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file} must hold a JSON object, not {type(data).__name__}")
-    return data

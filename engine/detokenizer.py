@@ -10,18 +10,6 @@ if TYPE_CHECKING:
     from engine.checkpoint.tokenizer import Tokenizer
 
 
-def find_stop(text: str, stops: Iterable[str]) -> tuple[int, int] | None:
-    """Start and end of the stop string that is complete first when `text` is read from its start, or None.
-
-    Of two that end at the same character the longer one counts, so that the text before it holds no part of either.
-    """
-    found = [(start + len(stop), start) for stop in stops if (start := text.find(stop)) >= 0]
-    if not found:
-        return None
-    end, start = min(found)
-    return start, end
-
-
 class IncrementalDetokenizer:
     """Turns one sequence's tokens into text as they are committed, in constant amortised time per token.
 

@@ -6,8 +6,7 @@ The words are those of the design; the rules are those of `requests.md` sections
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -154,9 +153,6 @@ class Plan:
                 current = rung
         return current
 
-    def with_prediction(self, predicted_p95_ms: float | None, slo_ms: float | None, reason: str) -> Plan:
-        return replace(self, predicted_p95_ms=predicted_p95_ms, slo_ms=slo_ms, reason=reason)
-
     def to_dict(self) -> dict[str, Any]:
         return {
             "ladder": [rung.to_dict() for rung in self.ladder],
@@ -206,8 +202,3 @@ def audit_value(value: object) -> Audit:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and 0 < value < 1:
         return float(value)
     raise ValueError("allowed: 'off', 'score', 'exact', or a number between 0 and 1 (both excluded)")
-
-
-def exact_rungs(ladder: Sequence[Rung]) -> tuple[Rung, ...]:
-    """The rungs of a ladder whose tokens are AR's own."""
-    return tuple(rung for rung in ladder if rung.exact)

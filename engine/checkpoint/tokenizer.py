@@ -14,6 +14,7 @@ import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from engine.checkpoint.chat_template import ChatTemplate, check_messages
+from engine.checkpoint.json_file import read_json
 from engine.errors import CheckpointError, InvalidRequest
 
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -61,7 +62,7 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the package raises nothing narrower
             raise CheckpointError(f"{file} cannot be read: {error}") from None
-        config = {**_json(directory / "special_tokens_map.json"), **_json(directory / "tokenizer_config.json")}
+        config = {**read_json(directory / "special_tokens_map.json"), **read_json(directory / "tokenizer_config.json")}
         special_tokens = {name: _token_text(config[name]) for name in SPECIAL_TOKEN_NAMES if config.get(name)}
         template_file = directory / "chat_template.jinja"
         template = (
@@ -146,18 +147,6 @@ def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
     if decoder["type"] == "Sequence":
         return [inner["type"] for inner in decoder["decoders"]] == ["ByteLevel"]
     return bool(decoder["type"] == "ByteLevel")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file} must hold a JSON object, not {type(data).__name__}")
-    return data
 
 
 def _token_text(value: Any) -> str:

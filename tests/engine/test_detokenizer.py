@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import engine.tiny
 from engine.checkpoint.tokenizer import Tokenizer
-from engine.detokenizer import IncrementalDetokenizer, find_stop
+from engine.detokenizer import IncrementalDetokenizer
 
 CHECKPOINT = Path(engine.tiny.__file__).parent / "checkpoint"
 
@@ -26,6 +27,18 @@ TOKENIZER = load()
 IDS = st.lists(st.integers(0, TOKENIZER.vocab_size + 20), max_size=60)
 TEXTS = st.text(alphabet=st.sampled_from("ab \nxé€😀ñ1"), max_size=40)
 STOPS = st.lists(st.text(alphabet=st.sampled_from("ab xé€1"), min_size=1, max_size=4), max_size=3)
+
+
+def find_stop(text: str, stops: Iterable[str]) -> tuple[int, int] | None:
+    """Start and end of the stop string that is complete first when `text` is read from its start, or None.
+
+    Of two that end at the same character the longer one counts, so that the text before it holds no part of either.
+    """
+    found = [(start + len(stop), start) for stop in stops if (start := text.find(stop)) >= 0]
+    if not found:
+        return None
+    end, start = min(found)
+    return start, end
 
 
 def chunked(ids: list[int], cuts: list[int]) -> list[list[int]]:
