@@ -46,13 +46,18 @@ bench-router: install
 bench-start: install
 	$(BIN)/python -m benchmarks.serve_start
 
-# Mixed tiers with Poisson arrivals (RATE requests per second, DURATION seconds) on a cluster of its own.
-RATE ?= 4
+# A load test on a cluster of its own, with a report in REPORT (HTML and JSON). LOAD names a file of locustfiles/: mixed_tiers,
+# ramp, burst, coding_assistant, document_editor, low_batch, trace_replay (TRACE=file.csv), refusals. RATE in requests per
+# second (default: the file's own), DURATION in seconds, LOAD_ARGS for what else the file takes.
+LOAD ?= mixed_tiers
 DURATION ?= 60
+REFUSALS ?= 5
+REPORT ?= run/loadtest/$(LOAD)
 loadtest: install
 	@$(BIN)/python -m deployments.serve_local --port $(PORT) --config $(CONFIG) --then \
-		$(BIN)/locust -f locustfiles/mixed_tiers.py --headless --only-summary --host http://127.0.0.1:$(PORT) \
-		--users 1 --run-time $(DURATION)s --stop-timeout 60 --rate $(RATE)
+		$(BIN)/locust -f locustfiles/$(LOAD).py --headless --only-summary --host http://127.0.0.1:$(PORT) \
+		--duration $(DURATION) --refusals $(REFUSALS) --report $(REPORT) \
+		$(if $(RATE),--rate $(RATE)) $(if $(TRACE),--trace $(TRACE)) $(LOAD_ARGS)
 
 clean:
 	rm -rf .venv build *.egg-info

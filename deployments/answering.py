@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -19,8 +18,10 @@ from deployments.load import ReplicaLoad
 from deployments.load_board import BOARD
 from deployments.messages import Done, Failed, Invalid, NotInTime, Piece, ReplicaRequest
 from deployments.planner import Planned, Refusal
-from deployments.prediction import Size, total_slots
-from deployments.resume import already_over, resume_point, shifted_options, shifted_plan
+from deployments.prediction import Size, policy_name
+from deployments.prefix_memory import PREFIXES, chain
+from deployments.reported_plan import rungs_used
+from deployments.resume import already_over, resume_point, shifted_options, shifted_plan, thinking_used
 
 if TYPE_CHECKING:
     from deployments.router import Router
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ray.serve")
 POLL_S = 0.1
-MOST_REPLANS = 8
-LESS_SHARE = 0.75
-"""A plan that a replica had no room for is followed by one with at most this share of its slots."""
 
 
 class Answering:
@@ -38,10 +36,12 @@ class Answering:
 
     def __init__(self, router: Router, job: Job) -> None:
         self.router = router
+        self.planning = router.planning
         self.job = job
         # Clients may send one x-request-id many times at once; the engine needs to tell their requests apart.
         self.key = f"{job.request_id}-{uuid.uuid4().hex[:12]}"
         self.plan: Plan | None = None
+        self.planned: Planned | None = None
         self.expected_quality: float | None = None
         self.replica: str | None = None
         self.first_text_s: float | None = None
@@ -51,9 +51,9 @@ class Answering:
         self._repeated = 0
         self._repeated_ids = 0
         self._excluded: set[str] = set()
+        self._refused: dict[str, NotInTime] = {}
         self._failures = 0
         self._replans = 0
-        self._most_slots = math.inf
 
     async def events(self) -> AsyncGenerator[Text | End, None]:
         """Text as it is committed, then the end. Raises ApiError; before the first event nothing was spent."""
@@ -106,36 +106,51 @@ class Answering:
             raise refused(planned)
         admitted = self._failures > 0
         if self.plan is None or not admitted:
-            self.plan = planned.plan
-            self.expected_quality = self.router.quality.expected_quality(planned.plan.first, job.options.temperature)
+            self.plan, self.planned = planned.plan, planned
+            self.expected_quality = self.planning.quality.expected_quality(planned.plan.first, job.options.temperature)
         checked = job.goal.on_infeasible == "reject" and not admitted
-        elapsed_ms = (time.perf_counter() - job.arrived_s) * 1e3 + self.router.overhead_ms.value
+        elapsed_ms = (time.perf_counter() - job.arrived_s) * 1e3 + self.planning.overhead_ms.value
 
         def left(slo_ms: float | None) -> float | None:
             return None if slo_ms is None or not checked else slo_ms - elapsed_ms
 
-        fields = shifted_options(job.fields, self._base) if self._base else job.fields
-        if job.goal.latency_slo_ms is not None:
-            # The engine counts from its own arrival, and cuts there when asked to.
-            fields = {**fields, "latency_slo_ms": max(1.0, job.goal.latency_slo_ms - elapsed_ms)}
+        fields = job.fields
+        if self._base:
+            marks = self.router.think_ids()
+            thought = 0 if marks is None else thinking_used(job.prompt, self._tokens[: self._base], *marks)
+            fields = shifted_options(fields, self._base, thought)
+        # The engine counts from its own arrival; the tier's SLOs are the request's to it.
+        slos = {"latency_slo_ms": job.goal.latency_slo_ms, "ttft_slo_ms": job.goal.ttft_slo_ms}
+        fields = {
+            **fields,
+            **{name: max(1.0, slo_ms - elapsed_ms) for name, slo_ms in slos.items() if slo_ms is not None},
+        }
         plan = planned.plan if self.plan is None else self.plan
+        PREFIXES.expect(self.key, job.page_keys)
         return ReplicaRequest(
             request_id=self.key,
             prompt_token_ids=job.prompt + self._tokens[: self._base],
             options=fields,
             plan=shifted_plan(plan.to_dict(), self._base),
-            size=Size(len(job.prompt), job.output_tokens),
+            size=Size(len(job.prompt), planned.length.reckoned, planned.length.median, planned.cached),
+            tier=job.tier.name,
             latency_budget_ms=left(job.goal.latency_slo_ms),
             first_text_budget_ms=left(job.goal.ttft_slo_ms),
-            work_s=max(0.0, ((plan.predicted_p95_ms or 0.0) - elapsed_ms) / 1e3),
+            capacity_share=job.goal.share,
+            work_s=planned.prediction.accelerator_s,
             slots=plan.first.block_length,
-            preferred=planned.replica,
-            excluded=tuple(self._excluded),
+            ranked=planned.ranked,
+            excluded=tuple(self._excluded | self._refused.keys()),
         )
 
     def _plan(self) -> Planned | Refusal:
-        loads = [load for load in BOARD.loads() if load.replica not in self._excluded]
-        return self.router.plan(self.job, loads, self._most_slots, degrade=self._failures > 0)
+        return self.planning.plan(self.job, self._usable(), degrade=self._failures > 0)
+
+    def _usable(self) -> list[ReplicaLoad]:
+        """Loads of the replicas that have neither failed nor refused this request."""
+        return [
+            load for load in BOARD.loads() if load.replica not in self._excluded and load.replica not in self._refused
+        ]
 
     async def _wait_for_replica(self) -> Planned | Refusal:
         """A request that was admitted waits for a replica to come back."""
@@ -165,20 +180,21 @@ class Answering:
         return Text(fresh, token_ids)
 
     def _refused_there(self, message: NotInTime) -> None:
-        """The replica had the last word: plan again from its load, on another one if it is full."""
+        """The replica had the last word, over all of the plan's ladder: the next best replica is asked.
+
+        Raises ApiError when every replica has refused, or the rest is known to be of no use.
+        """
         load = ReplicaLoad.from_dict(message.load)
         BOARD.report(load)
         self._replans += 1
         self.router.metrics.replans.inc()
-        if message.full:
-            self._excluded.add(load.replica)
-        elif message.endangered and self.plan is not None:
-            # A rung that takes less may still be welcome.
-            self._most_slots = LESS_SHARE * total_slots(self.plan.first, self.job.output_tokens)
-        left = [item for item in BOARD.loads() if item.replica not in self._excluded]
-        if self._replans >= MOST_REPLANS or not left:
-            self.router.metrics.refusals.labels(self.job.tier.name, "429").inc()
-            raise refused(self.router.refusal(self.job, left or [load]))
+        self._refused[load.replica] = message
+        if isinstance(self._plan(), Planned):
+            return
+        loads = [ReplicaLoad.from_dict(said.load) for said in self._refused.values()]
+        offers = [said.earliest_ms for said in self._refused.values() if said.earliest_ms is not None]
+        self.router.metrics.refusals.labels(self.job.tier.name, "429").inc()
+        raise refused(self.planning.refusal(self.job, [*self._usable(), *loads], min(offers, default=None)))
 
     def _failed_there(self, error: Exception, attempts: int) -> End | None:
         """A replica died: notes it, and where to go on; an End when the answer was complete. Raises ApiError."""
@@ -188,6 +204,7 @@ class Answering:
         if victim is not None:
             BOARD.forget(victim)
             self._excluded.add(victim)
+        self._refused = {}
         self._failures += 1
         router.metrics.failovers.inc()
         if self._failures >= attempts:
@@ -203,15 +220,12 @@ class Answering:
         return None
 
     def _end(self, done: Done) -> End:
-        router, job = self.router, self.job
+        job = self.job
         BOARD.report(ReplicaLoad.from_dict(done.load))
         latency_ms = (time.perf_counter() - job.arrived_s) * 1e3
-        if not self._failures and not self._replans:
-            overhead_ms = max(0.0, latency_ms - done.report["latency_ms"]) + router.args.proxy_overhead_ms
-            router.overhead_ms.observe(overhead_ms)
-            router.idle_overhead_ms.observe(overhead_ms)
         completion_tokens = self._base + done.completion_tokens
-        router.lengths.observe(len(job.prompt), completion_tokens)
+        if not self._failures:
+            self._learn(done, latency_ms)
         report = dict(done.report)
         if self._base:
             report["plan"] = [
@@ -219,6 +233,30 @@ class Answering:
             ]
         reason: Literal["stop", "length"] = "stop" if done.finish_reason == "stop" else "length"
         return self._ended(reason, len(job.prompt), completion_tokens, report, done.cut_at_deadline)
+
+    def _learn(self, done: Done, latency_ms: float) -> None:
+        """Remembers of an undisturbed answer: overhead, length, prefix, and how right its prediction was."""
+        job, planning, planned = self.job, self.planning, self.planned
+        engine_ms = done.report["latency_ms"]
+        if not self._replans:
+            overhead_ms = max(0.0, latency_ms - engine_ms) + self.router.args.proxy_overhead_ms
+            planning.overhead_ms.observe(overhead_ms)
+            planning.idle_overhead_ms.observe(overhead_ms)
+        if planned is None or done.cut_at_deadline:
+            return
+        rungs = rungs_used(done.report.get("plan", ()))
+        kept = len(rungs) == 1 and rungs[0].policy() == planned.plan.first.policy()
+        name = policy_name(rungs[0]) if len(rungs) == 1 else ""
+        seen = planning.lengths.observe if done.finish_reason == "stop" else planning.lengths.observe_cut
+        seen(len(job.prompt), done.completion_tokens, job.tier.name, name)
+        mode = planned.plan.first.decoding.value
+        if kept and job.goal.bounded and not self._replans:
+            predicted_s = planned.prediction.p95_s / planning.calibration.scale(mode)
+            planning.calibration.observe(mode, engine_ms / 1e3 / predicted_s)
+        if self.replica is not None:
+            page, salt = planning.model.block_size, job.fields.get("cache_salt")
+            # The next turn of a conversation begins with this answer.
+            PREFIXES.remember(self.replica, chain([*job.prompt, *self._tokens], salt, page))
 
     def _ended(
         self,
@@ -234,6 +272,10 @@ class Answering:
         reason = "" if plan is None else plan.reason
         if cut:
             reason += "; cut at the deadline"
+        if self._replans:
+            times = "once" if self._replans == 1 else f"{self._replans} times"
+            reason += f"; planned again after a replica refused {times}"
+        quality = self._delivered_quality(report)
         if self._base or self._failures:
             reason += f"; a replica failed, continued after {self._base} tokens"
         stepdial = {
@@ -243,13 +285,24 @@ class Answering:
             "slo_ms": job.goal.latency_slo_ms,
             "ttft_slo_ms": job.goal.ttft_slo_ms,
             "predicted_p95_ms": None if plan is None else plan.predicted_p95_ms,
-            "expected_quality": self.expected_quality,
+            "expected_quality": quality,
             "ttft_ms": None if self.first_text_s is None else round(self.first_text_s * 1e3, 2),
             "latency_ms": round(latency_ms, 2),
             "slo_met": self._slo_met(latency_ms),
             "reason": reason,
         }
         return End(finish_reason, prompt_tokens, completion_tokens, report.get("cached_prompt_tokens", 0), stepdial)
+
+    def _delivered_quality(self, report: dict[str, Any]) -> float | None:
+        """Expected quality of the rungs that made the answer, of all that its plan allowed where a replica died."""
+        temperature = self.job.options.temperature
+        entries = report.get("plan", ())
+        if entries and not self._base:
+            return self.planning.answer_quality(entries, temperature)
+        if self.plan is None:
+            return None
+        entries = [{"from_token": place, **rung.to_dict()} for place, rung in enumerate(self.plan.ladder)]
+        return self.planning.answer_quality(entries, temperature)
 
     def _slo_met(self, latency_ms: float) -> bool | None:
         goal = self.job.goal

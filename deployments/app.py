@@ -54,7 +54,11 @@ def _replicas(args: AppArgs) -> dict[str, object]:
             upscale_delay_s=args.upscale_delay_s,
             downscale_delay_s=args.downscale_delay_s,
             policy=AutoscalingPolicy(
-                policy_function=QueueSecondsPolicy, policy_kwargs={"target_s": args.target_queue_s}
+                policy_function=QueueSecondsPolicy,
+                policy_kwargs={
+                    "target_s": args.target_queue_s,
+                    "targets_s": args.target_queues_s,
+                },
             ),
         )
     }

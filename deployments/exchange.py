@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deployments.router import Router
 
 log = logging.getLogger("ray.serve")
-END_HEADERS = ("denoise_steps", "forwards", "latency_ms", "slo_met", "replica")
+END_HEADERS = ("denoise_steps", "forwards", "latency_ms", "slo_met", "replica", "expected_quality")
 DONE = "data: [DONE]\n\n"
 
 

@@ -6,6 +6,8 @@ import json
 import logging
 import time
 import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -17,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from deployments.errors import ApiError, invalid
 from deployments.exchange import Exchange
+from deployments.keys import ApiKey, by_hash, key_of
 from deployments.load_board import BOARD
 from deployments.metrics import merge_texts
 from deployments.openai_types import (
@@ -26,6 +29,7 @@ from deployments.openai_types import (
     CompletionRequest,
     model_entry,
     model_list,
+    request_kind,
     usage,
 )
 from deployments.router import Router
@@ -35,11 +39,20 @@ from engine.request import parse_options
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
+    from deployments.job import Job
     from deployments.settings import AppArgs
 
 log = logging.getLogger("ray.serve")
 MAX_BODY_BYTES = 1 << 20
 MAX_REQUEST_ID = 128
+
+
+@dataclass(slots=True)
+class _Seen:
+    """When a request arrived, and the tier that it turned out to have."""
+
+    arrived_s: float
+    tier: str = "unknown"
 
 
 class Ingress:
@@ -48,6 +61,7 @@ class Ingress:
     def __init__(self, replica: DeploymentHandle, args: AppArgs) -> None:
         self.router = Router(replica, args)
         self.args = args
+        self.keys = by_hash(args.api_keys)
         self.created = int(time.time())
         self.name = serve.get_replica_context().replica_id.unique_id
         warm_up(args.served_name)
@@ -57,28 +71,24 @@ class Ingress:
 
     async def respond(self, request: Request, kind: type[ApiRequest]) -> Response:
         """Answers a chat or a completion."""
-        arrived_s = time.perf_counter()
         endpoint = "chat" if kind is ChatCompletionRequest else "completions"
-        tier = "unknown"
+        return await self._guarded(endpoint, self._respond, request, kind)
+
+    async def explain(self, request: Request) -> Response:
+        """Answers `/v1/plan`: what a chat or a completion with this body would get, without a forward."""
+        return await self._guarded("plan", self._explain, request, None)
+
+    async def _guarded(
+        self,
+        endpoint: str,
+        work: Callable[[Request, type[ApiRequest] | None, _Seen], Awaitable[Response]],
+        request: Request,
+        kind: type[ApiRequest] | None,
+    ) -> Response:
+        """Runs `work`, turns what it raises into OpenAI's errors, and counts the request."""
+        seen = _Seen(time.perf_counter())
         try:
-            body = await read_json(request)
-            parsed = parse_options(kind, body)
-            if not isinstance(parsed, ApiRequest):
-                raise TypeError(f"{kind.__name__} is not a request of this API")
-            if parsed.model != self.args.served_name:
-                text = f"model is {parsed.model!r}; allowed: {self.args.served_name!r}"
-                raise ApiError(400, text, "model", "model_not_found")
-            job = self.router.job(parsed, request.headers, request_id_of(request), arrived_s)
-            tier = job.tier.name
-            answering = self.router.answer(job)
-            events = answering.events()
-            # The first event decides the status: after it only an error event can be sent.
-            first = await anext(events)
-            answer = Answer(
-                endpoint == "chat", job.request_id, self.args.served_name, int(time.time()), parsed.service_tier
-            )
-            shown = Exchange(self.router, job, parsed, answering, answer, events, first)
-            response = await (shown.streamed() if parsed.stream else shown.whole())
+            response = await work(request, kind, seen)
         except InvalidRequest as error:
             response = error_response(invalid(error))
         except ApiError as error:
@@ -86,8 +96,44 @@ class Ingress:
         except Exception:
             log.exception("a request failed")
             response = error_response(ApiError(500, "internal error; the log has more", None, "internal_error"))
-        self.router.metrics.requests.labels(endpoint, str(response.status_code), tier).inc()
+        self.router.metrics.requests.labels(endpoint, str(response.status_code), seen.tier).inc()
         return response
+
+    async def _respond(self, request: Request, kind: type[ApiRequest] | None, seen: _Seen) -> Response:
+        parsed, job = await self._read(request, kind, seen)
+        answering = self.router.answer(job)
+        events = answering.events()
+        # The first event decides the status: after it only an error event can be sent.
+        first = await anext(events)
+        chat = isinstance(parsed, ChatCompletionRequest)
+        answer = Answer(chat, job.request_id, self.args.served_name, int(time.time()), parsed.service_tier)
+        shown = Exchange(self.router, job, parsed, answering, answer, events, first)
+        return await (shown.streamed() if parsed.stream else shown.whole())
+
+    async def _explain(self, request: Request, kind: type[ApiRequest] | None, seen: _Seen) -> Response:
+        _, job = await self._read(request, kind, seen)
+        if not BOARD.loads():
+            await self.router.find_replicas()
+        body = self.router.planning.explained(job, BOARD.loads())
+        return JSONResponse({"model": self.args.served_name, **body})
+
+    async def _read(self, request: Request, kind: type[ApiRequest] | None, seen: _Seen) -> tuple[ApiRequest, Job]:
+        """The checked request. Raises ApiError and InvalidRequest."""
+        key = self.key_of(request)
+        body = await read_json(request)
+        parsed = parse_options(kind or request_kind(body), body)
+        if not isinstance(parsed, ApiRequest):
+            raise TypeError("a request of this API is an ApiRequest")
+        if parsed.model != self.args.served_name:
+            text = f"model is {parsed.model!r}; allowed: {self.args.served_name!r}"
+            raise ApiError(400, text, "model", "model_not_found")
+        job = self.router.planning.job(parsed, request.headers, request_id_of(request), seen.arrived_s, key)
+        seen.tier = job.tier.name
+        return parsed, job
+
+    def key_of(self, request: Request) -> ApiKey | None:
+        """The API key of a request, where keys are configured. Raises ApiError 401."""
+        return key_of(request.headers.get("authorization"), self.keys)
 
     async def metrics(self) -> Response:
         """The registries of this router and of all replicas in one text."""
@@ -95,6 +141,7 @@ class Ingress:
             replies = await self.router.handle.broadcast("metrics_text").results_async()
         except DeploymentUnavailableError:
             replies = []
+        await self.router.read_autoscaling()
         texts = [("router", self.name, self.router.metrics.text())]
         texts += [("replica", name, text) for name, text in replies]
         return PlainTextResponse(merge_texts(texts), media_type=CONTENT_TYPE_LATEST)
@@ -130,16 +177,28 @@ def build_api(ingress: Ingress) -> FastAPI:
     async def completions(request: Request) -> Response:
         return await ingress.respond(request, CompletionRequest)
 
+    @api.post("/v1/plan")
+    async def plan(request: Request) -> Response:
+        return await ingress.explain(request)
+
     @api.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return model_list(ingress.args.served_name, ingress.created, ingress.router.context)
+    async def models(request: Request) -> Response:
+        try:
+            ingress.key_of(request)
+        except ApiError as error:
+            return error_response(error)
+        return JSONResponse(model_list(ingress.args.served_name, ingress.created, ingress.router.planning.context))
 
     @api.get("/v1/models/{name:path}")
-    async def one_model(name: str) -> Response:
+    async def one_model(request: Request, name: str) -> Response:
+        try:
+            ingress.key_of(request)
+        except ApiError as error:
+            return error_response(error)
         if name != ingress.args.served_name:
             text = f"model is {name!r}; allowed: {ingress.args.served_name!r}"
             return error_response(ApiError(404, text, "model", "model_not_found"))
-        return JSONResponse(model_entry(name, ingress.created, ingress.router.context))
+        return JSONResponse(model_entry(name, ingress.created, ingress.router.planning.context))
 
     @api.get("/health")
     async def health() -> dict[str, str]:

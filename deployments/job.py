@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from deployments.planner import Goal
+    from deployments.goal import Goal
+    from deployments.history import Length
+    from deployments.menu import Menu
     from deployments.tiers import Tier
+    from engine.plan import Plan
     from engine.request import GenerationOptions
 
 
@@ -16,9 +19,11 @@ class Job:
     """A checked request.
 
     Attributes:
-        options: all fields. fields: those that were set, seed included, as a replica gets them.
-        tier_named: whether `service_tier` named a tier (`auto` names none).
-        arrived_s: `time.perf_counter()` when the ingress saw it. output_tokens: length to reckon with.
+        options: all fields. fields: those that were set, seed and cache salt included, as a replica gets them.
+        tier: whose SLO and bounds hold. weight: of the tier, within the key's bound.
+        menu: the rungs that it may be given. scheduled: the plan that its `plan` field pins.
+        arrived_s: `time.perf_counter()` when the ingress saw it. length: output tokens whatever the rung.
+        page_keys: hash chain of its prompt's full pages.
     """
 
     request_id: str
@@ -26,10 +31,13 @@ class Job:
     options: GenerationOptions
     fields: dict[str, Any]
     tier: Tier
-    tier_named: bool
+    weight: float
     goal: Goal
+    menu: Menu
+    scheduled: Plan | None
     arrived_s: float
-    output_tokens: int
+    length: Length
+    page_keys: tuple[bytes, ...] = ()
 
 
 @dataclass(slots=True)

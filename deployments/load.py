@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from engine.cost_model import ForwardCost
 
 if TYPE_CHECKING:
     from engine.plan import Rung
@@ -20,8 +22,10 @@ class ReplicaLoad:
         queue_s: predicted seconds of forwards waiting plus running.
         running, waiting: sequences with and without K/V.
         slots, context: query tokens and key positions that the open requests put into a forward.
-        base_s, per_token_s, per_context_s: the fitted cost of a forward. tail_ratio: its p95 over its median.
-        engine_s: seconds a forward costs beside the model (scheduling, sampling, sending).
+        timed_sequences, timed_slots, timed_context, timed_s: the same, and their seconds of work, of those with a
+            deadline: others give way to a newcomer with one.
+        sequences: open requests, waiting or running, those that the engine's loop has not seen yet included.
+        cost: the fitted cost of a forward. tail_ratio: its p95 over its median.
         prefill_chunk: most prompt tokens of one sequence in a forward.
         latency_tail: p95 of actual over predicted latency, by mode, as this replica measured it.
         tokens_per_forward: as measured here, by `str(rung.policy())`.
@@ -32,13 +36,15 @@ class ReplicaLoad:
     queue_s: float = 0.0
     running: int = 0
     waiting: int = 0
+    sequences: int = 0
     slots: float = 0.0
     context: float = 0.0
-    base_s: float = 4e-3
-    per_token_s: float = 1e-4
-    per_context_s: float = 1e-7
+    timed_sequences: int = 0
+    timed_slots: float = 0.0
+    timed_context: float = 0.0
+    timed_s: float = 0.0
+    cost: ForwardCost = field(default_factory=ForwardCost)
     tail_ratio: float = 1.5
-    engine_s: float = 0.0
     prefill_chunk: int = 256
     latency_tail: dict[str, float] = field(default_factory=dict)
     tokens_per_forward: dict[str, float] = field(default_factory=dict)
@@ -48,7 +54,19 @@ class ReplicaLoad:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> ReplicaLoad:
-        return ReplicaLoad(**data)
+        return ReplicaLoad(**{**data, "cost": ForwardCost.from_dict(data["cost"])})
+
+    @property
+    def others_s(self) -> float:
+        """What the open requests add to a forward that they all take part in."""
+        cost = self.cost
+        return cost.seconds(self.slots, self.context, self.sequences) - cost.base_s
+
+    @property
+    def timed_others_s(self) -> float:
+        """What those with a deadline add to it."""
+        cost = self.cost
+        return cost.seconds(self.timed_slots, self.timed_context, self.timed_sequences) - cost.base_s
 
     def idle(self) -> ReplicaLoad:
         """The same replica with nothing to do: what decides whether an SLO is feasible at all.
@@ -57,50 +75,53 @@ class ReplicaLoad:
         """
         return ReplicaLoad(
             replica=self.replica,
-            base_s=self.base_s,
-            per_token_s=self.per_token_s,
-            per_context_s=self.per_context_s,
+            cost=self.cost,
             tail_ratio=self.tail_ratio,
-            engine_s=self.engine_s,
             prefill_chunk=self.prefill_chunk,
             tokens_per_forward=self.tokens_per_forward,
         )
 
 
-class LoadMeter:
-    """Turns an engine's counters into a load; the engine's own cost is a mean over the forwards of a window."""
+def load_met(before: ReplicaLoad, after: ReplicaLoad, latency_s: float) -> ReplicaLoad:
+    """The load that an answer of `latency_s` met: the mean of those at its start and at its end.
 
-    def __init__(self, replica: str, prefill_chunk: int, ladder: Sequence[Rung] = (), window_s: float = 0.25) -> None:
+    Who came later was not to be foreseen, and is judged by its own admission.
+    """
+    return replace(
+        before,
+        slots=(before.slots + after.slots) / 2,
+        sequences=(before.sequences + after.sequences) // 2,
+        context=(before.context + after.context) / 2,
+        queue_s=max(before.queue_s, latency_s),
+    )
+
+
+class LoadMeter:
+    """Turns an engine's stats into a load."""
+
+    def __init__(self, replica: str, prefill_chunk: int, ladder: Sequence[Rung] = ()) -> None:
         """Only `ladder`'s measured tokens per forward are passed on: clients can pin any number of other rungs."""
         self.replica = replica
         self.prefill_chunk = prefill_chunk
-        self.window_s = window_s
         self._rungs = {str(rung.policy()) for rung in ladder}
-        self._from: tuple[float, int, float] = (0.0, 0, 0.0)
-        self._engine_s = 0.0
 
-    def read(
-        self, stats: EngineStats, now_s: float, slots: float, context: float, latency_tail: dict[str, float]
-    ) -> ReplicaLoad:
-        """The load at `now_s`, with the slots and context of the open requests."""
-        since, forwards, engine_s = self._from
-        if now_s - since >= self.window_s and stats.forwards > forwards:
-            self._engine_s = max(0.0, (stats.busy_s - stats.forward_s - engine_s) / (stats.forwards - forwards))
-            self._from = (now_s, stats.forwards, stats.busy_s - stats.forward_s)
-        cost = stats.cost_model
+    def read(self, stats: EngineStats, now_s: float, latency_tail: dict[str, float]) -> ReplicaLoad:
+        """The load at `now_s`."""
         return ReplicaLoad(
             replica=self.replica,
             at_s=now_s,
             queue_s=stats.queue_s,
             running=stats.running,
             waiting=stats.waiting,
-            slots=slots,
-            context=context,
-            base_s=cost["base_s"],
-            per_token_s=cost["per_token_s"],
-            per_context_s=cost["per_context_s"],
-            tail_ratio=cost["tail_ratio"],
-            engine_s=self._engine_s,
+            sequences=stats.running + stats.waiting,
+            slots=stats.open_slots,
+            context=stats.open_context,
+            timed_sequences=stats.timed_sequences,
+            timed_slots=stats.timed_slots,
+            timed_context=stats.timed_context,
+            timed_s=stats.timed_s,
+            cost=ForwardCost.from_dict(stats.cost_model["cost"]),
+            tail_ratio=stats.cost_model["tail_ratio"],
             prefill_chunk=self.prefill_chunk,
             latency_tail=dict(latency_tail),
             tokens_per_forward={name: value for name, value in stats.tokens_per_forward.items() if name in self._rungs},

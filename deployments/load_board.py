@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from deployments.load import ReplicaLoad
 
 PLACED_KEPT = 10_000
 SUSPECT_S = 10.0
 """How long a replica that failed is left alone, should Serve still list it."""
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What was sent to a replica since its last report."""
+
+    work_s: float = 0.0
+    slots: int = 0
+    requests: int = 0
 
 
 class LoadBoard:
@@ -23,8 +32,7 @@ class LoadBoard:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loads: dict[str, ReplicaLoad] = {}
-        self._sent_s: dict[str, float] = {}
-        self._sent_slots: dict[str, int] = {}
+        self._sent: dict[str, _Sent] = {}
         self._placed: dict[str, str] = {}
         self._failed_at_s: dict[str, float] = {}
 
@@ -36,8 +44,7 @@ class LoadBoard:
                 return
             if known is None or load.at_s > known.at_s:
                 self._loads[load.replica] = load
-                self._sent_s[load.replica] = 0.0
-                self._sent_slots[load.replica] = 0
+                self._sent.pop(load.replica, None)
 
     def keep_only(self, replicas: set[str]) -> None:
         """Forgets replicas that are gone and makes room for new ones."""
@@ -58,14 +65,15 @@ class LoadBoard:
 
     def _drop(self, replica: str) -> None:
         self._loads.pop(replica, None)
-        self._sent_s.pop(replica, None)
-        self._sent_slots.pop(replica, None)
+        self._sent.pop(replica, None)
 
     def sent(self, replica: str, request_id: str, work_s: float, slots: int) -> None:
         """Counts work that the replica's last report cannot contain yet."""
         with self._lock:
-            self._sent_s[replica] = self._sent_s.get(replica, 0.0) + work_s
-            self._sent_slots[replica] = self._sent_slots.get(replica, 0) + slots
+            sent = self._sent.setdefault(replica, _Sent())
+            sent.work_s += work_s
+            sent.slots += slots
+            sent.requests += 1
             self._placed[request_id] = replica
             while len(self._placed) > PLACED_KEPT:
                 self._placed.pop(next(iter(self._placed)))
@@ -81,20 +89,24 @@ class LoadBoard:
 
     def queue_s(self, replica: str) -> float:
         with self._lock:
-            load = self._loads.get(replica)
-            return (0.0 if load is None else load.queue_s) + self._sent_s.get(replica, 0.0)
+            load, sent = self._loads.get(replica), self._sent.get(replica)
+            return (0.0 if load is None else load.queue_s) + (0.0 if sent is None else sent.work_s)
 
     def loads(self) -> list[ReplicaLoad]:
         """All known loads, work sent since their reports included."""
         with self._lock:
-            return [
-                replace(
-                    load,
-                    queue_s=load.queue_s + self._sent_s.get(replica, 0.0),
-                    slots=load.slots + self._sent_slots.get(replica, 0),
-                )
-                for replica, load in self._loads.items()
-            ]
+            return [self._with_sent(load) for load in self._loads.values()]
+
+    def _with_sent(self, load: ReplicaLoad) -> ReplicaLoad:
+        sent = self._sent.get(load.replica)
+        if sent is None:
+            return load
+        return replace(
+            load,
+            queue_s=load.queue_s + sent.work_s,
+            slots=load.slots + sent.slots,
+            sequences=load.sequences + sent.requests,
+        )
 
 
 BOARD = LoadBoard()

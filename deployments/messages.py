@@ -15,11 +15,12 @@ class ReplicaRequest:
     Attributes:
         prompt_token_ids: the prompt, and after a failure the output tokens that the client has.
         options: fields of `GenerationOptions` that were set. plan: `Plan.to_dict()`.
-        size: prompt and output tokens that the plan reckoned with.
+        size: prompt and output tokens that the plan reckoned with. tier: name of the request's tier.
         latency_budget_ms, first_text_budget_ms: what is left of the SLO for the engine; a replica that cannot keep it
             refuses before a forward is spent. None = no bound.
-        work_s, slots: predicted seconds in the engine, and query tokens in each forward.
-        preferred, excluded: replica ids.
+        capacity_share: how much of a replica may be promised to this tier and those below it; 1 = all of it.
+        work_s, slots: predicted seconds of the accelerator, and query tokens in each forward.
+        ranked: replica ids by predicted finish, the one that the plan was made for first. excluded: not these.
     """
 
     request_id: str
@@ -27,11 +28,13 @@ class ReplicaRequest:
     options: dict[str, Any]
     plan: dict[str, Any]
     size: Size
+    tier: str = ""
     latency_budget_ms: float | None = None
     first_text_budget_ms: float | None = None
+    capacity_share: float = 1.0
     work_s: float = 0.0
     slots: int = 0
-    preferred: str | None = None
+    ranked: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
 
 
@@ -59,14 +62,15 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class NotInTime:
-    """The replica's last word at admission: not here, not with this plan.
+    """The replica's last word at admission: not here, on no rung of this plan's ladder.
 
     Attributes:
-        full: its queue is at its bound. endangered: admitted requests that it would make late; 0 = it itself is late.
+        full: its queue is at its bound. earliest_ms: the shortest time from now, in the engine, that it would have
+            accepted; None where it can name none.
     """
 
     full: bool
-    endangered: int
+    earliest_ms: float | None
     load: dict[str, Any]
 
 

@@ -12,6 +12,7 @@ from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from openai.types.completion_usage import PromptTokensDetails
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, model_validator
 
+from engine.errors import InvalidRequest
 from engine.request import GenerationOptions
 
 COMPLETION_MAX_TOKENS = 16
@@ -107,6 +108,19 @@ class CompletionRequest(ApiRequest):
         if all(isinstance(part, (str, list)) for part in prompt):
             raise ValueError(f"prompt has {len(prompt)} prompts; allowed: one per request")
         raise ValueError("prompt is a mixed list; allowed: a string or a list of token ids")
+
+
+def request_kind(body: Any) -> type[ChatCompletionRequest] | type[CompletionRequest]:
+    """What a body of `/v1/plan` is: a chat has `messages`, a completion a `prompt`. Raises InvalidRequest."""
+    if not isinstance(body, dict):
+        raise InvalidRequest("body", f"the request must be a JSON object, not {type(body).__name__}")
+    if ("messages" in body) == ("prompt" in body):
+        found = "both" if "messages" in body else "neither"
+        raise InvalidRequest(
+            "messages", f"the body has {found} of messages and prompt; allowed: messages of a chat, or the prompt of a "
+            "completion",
+        )  # fmt: skip
+    return ChatCompletionRequest if "messages" in body else CompletionRequest
 
 
 FinishReason = Literal["stop", "length"]

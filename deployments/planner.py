@@ -1,58 +1,74 @@
-"""From a request, a tier, loads and a quality map to a plan or a refusal: pure functions (`requests.md` sections 4, 5).
+"""From a request, loads and a menu of rungs to a plan or a refusal: pure functions (`requests.md` sections 4, 5).
 
-The chosen plan has the highest expected quality whose predicted p95 meets the SLO; at equal quality the cheapest rung
-leads, and the engine may use any of the equals.
+The chosen plan starts on the rung of highest expected quality whose predicted p95 meets the SLO on some replica; at
+equal quality on the cheapest, by the share of the accelerator that it takes there under the present load. Its ladder
+goes from that quality down to the fastest rung that the request may use, and the engine moves inside it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from deployments.prediction import Prediction, Size, predict
-from deployments.quality import budgets_for
+from deployments.goal import Goal, goal_excess_ms
+from deployments.menu import MOST_RUNGS, Menu, thinned
+from deployments.prediction import LoadView, Prediction, predict_on
+from deployments.reason import plan_reason
+from engine.pace import SAFETY
 from engine.plan import Plan, Rung
-from engine.request import allowed_rungs, equivalent_to_ar, pinned_rung, resolve_plan
 
 if TYPE_CHECKING:
+    from deployments.history import Length
     from deployments.load import ReplicaLoad
-    from deployments.quality import QualityMap
-    from deployments.tiers import Tier
-    from engine.request import GenerationOptions
 
 REFUSAL_MARGIN = 1.02
 """What `smallest_feasible_slo_ms` adds, so that asking again with it is accepted."""
-SAME_QUALITY = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
-    """What a request's time may be, milliseconds from its arrival. None = no bound.
+class Ask:
+    """What is to be planned: everything about a request that planning needs, and what lies around the engine.
 
     Attributes:
-        latency_slo_ms, ttft_slo_ms: the request's own, else its tier's.
-        stated: whether the request itself named one.
-        on_infeasible: what to do when no rung is fast enough.
+        lengths: output tokens to expect, one per rung of the menu.
+        extra_ms: p95 of what the HTTP path adds, and what has passed since arrival.
+        idle_extra_ms: what the HTTP path adds when nothing else goes on; decides whether a refusal is for good.
+        cached: tokens of the prompt that a replica has in its shared pages, by replica.
+        scales: what predictions of a mode have to be multiplied with, from experience.
+        weight: of the request's tier.
     """
 
-    latency_slo_ms: float | None
-    ttft_slo_ms: float | None
-    stated: bool
-    on_infeasible: Literal["reject", "degrade"]
-
-    @property
-    def bounded(self) -> bool:
-        return self.latency_slo_ms is not None or self.ttft_slo_ms is not None
+    menu: Menu
+    goal: Goal
+    prompt_tokens: int
+    lengths: tuple[Length, ...]
+    extra_ms: float
+    idle_extra_ms: float
+    cached: Mapping[str, int] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A plan, and the replica that it was made for."""
+    """A plan, and the replicas that it may go to: by predicted finish, the one it was made for first.
+
+    Attributes:
+        prediction: of its first rung there, seconds in the engine, experience applied.
+        length: what it reckons with. cached: prompt tokens that the replica is taken to have.
+    """
 
     plan: Plan
-    replica: str
+    ranked: tuple[str, ...]
+    prediction: Prediction
+    length: Length
+    cached: int = 0
+
+    @property
+    def replica(self) -> str:
+        return self.ranked[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,162 +87,150 @@ class Refusal:
     field: str = "latency_slo_ms"
 
 
-def goal_of(options: GenerationOptions, tier: Tier) -> Goal:
-    """The bounds of a request: its own fields before those of its tier."""
-    own = options.latency_slo_ms is not None or options.ttft_slo_ms is not None
-    latency = options.latency_slo_ms if own else tier.latency_slo_ms
-    first = options.ttft_slo_ms if own else tier.ttft_slo_ms
-    if own and latency is None:
-        latency = tier.latency_slo_ms
-    fallback = "reject" if own else tier.on_infeasible
-    return Goal(latency, first, own, options.on_infeasible or fallback)
+class Candidate(NamedTuple):
+    """A rung (its place in the menu) at a replica, with what is predicted of it there."""
+
+    place: int
+    view: LoadView
+    prediction: Prediction
 
 
-def rungs_for(
-    options: GenerationOptions, tier: Tier, tier_named: bool, goal: Goal, quality: QualityMap, block_size: int
-) -> tuple[Rung, ...]:
-    """The rungs that a request may be given, best first: its pin, or what its fields, SLO and tier leave open."""
-    timed = options.model_copy(update={"latency_slo_ms": goal.latency_slo_ms, "ttft_slo_ms": goal.ttft_slo_ms})
-    pinned = pinned_rung(timed, block_size)
-    if pinned is not None:
-        return (quality.described(pinned),)
-    if options.decoding == "diffusion":
-        rungs = allowed_rungs(options, quality.diffusion)
-        if not rungs and options.block_length is not None:
-            rungs = allowed_rungs(options, budgets_for(options.block_length))
-        return rungs or resolve_plan(options, block_size, ()).ladder
-    lossy = goal.bounded and (tier.lossy or (goal.stated and not tier_named))
-    ladder = quality.ladder if lossy else equivalent_to_ar(quality.ladder)
-    rungs = allowed_rungs(options, ladder)
-    floor = tier.min_expected_quality if options.min_expected_quality is None else None
-    if floor is not None:
-        rungs = tuple(
-            rung
-            for rung in rungs
-            if rung.exact or (rung.expected_quality is not None and rung.expected_quality >= floor)
-        )
-    return rungs or resolve_plan(options, block_size, quality.ladder).ladder
-
-
-def make_plan(
-    rungs: Sequence[Rung],
-    goal: Goal,
-    size: Size,
-    loads: Sequence[ReplicaLoad],
-    overhead_ms: float,
-    elapsed_ms: float = 0.0,
-    idle_overhead_ms: float | None = None,
-) -> Planned | Refusal:
-    """Chooses rung and replica.
-
-    Args:
-        rungs: best first. loads: one per replica that may be used; none = 503.
-        overhead_ms: p95 of what the HTTP path adds to the engine's time. elapsed_ms: already gone since arrival.
-        idle_overhead_ms: what the HTTP path adds when nothing else is going on; decides whether a refusal is for good.
-    """
+def make_plan(ask: Ask, loads: Sequence[ReplicaLoad]) -> Planned | Refusal:
+    """Chooses rung and replica. `loads`: one per replica that may be used; none = 503."""
     if not loads:
-        return Refusal(503, "no replica is ready; try again later", None, 5)
-    load = min(loads, key=lambda item: item.queue_s)
-    extra_ms = overhead_ms + elapsed_ms
-    predictions = [predict(rung, size, load) for rung in rungs]
-    in_time = [index for index, prediction in enumerate(predictions) if goal_excess_ms(prediction, goal, extra_ms) <= 0]
-    if not in_time and goal.on_infeasible == "reject":
-        idle_ms = overhead_ms if idle_overhead_ms is None else min(idle_overhead_ms, extra_ms)
-        return refuse(rungs, goal, size, load, predictions, extra_ms, idle_ms)
-    if not goal.bounded:
-        chosen, lead = in_time, min(in_time, key=lambda index: predictions[index].p95_s)
-    elif in_time:
-        chosen, lead = _best(rungs, predictions, in_time)
-    else:
-        lead = min(range(len(rungs)), key=lambda index: predictions[index].p95_s)
-        chosen = [lead]
-    ladder = tuple(rungs[index] for index in chosen)
-    predicted_ms = max(predictions[index].p95_s for index in chosen) * 1e3 + extra_ms
-    rung = rungs[lead]
+        return nothing_serves()
+    goal, extra_ms = ask.goal, ask.extra_ms
+    views = [LoadView(load, timed=goal.bounded) for load in loads]
+    seen: list[Candidate] = []
+    for group in ask.menu.groups:
+        candidates = [candidate(ask, index, view) for view in views for index in group]
+        in_time = [one for one in candidates if goal_excess_ms(one.prediction, goal, extra_ms) <= 0]
+        seen += candidates
+        if in_time:
+            return _planned(ask, in_time, seen, True)
+    if goal.on_infeasible == "reject":
+        return refuse(ask, views, seen)
+    by_total = goal.latency_slo_ms is not None
+    fastest = min(seen, key=lambda one: one.prediction.p95_s if by_total else one.prediction.first_text_p95_s)
+    return _planned(ask, [one for one in seen if one.place == fastest.place], seen, False)
+
+
+def nothing_serves() -> Refusal:
+    return Refusal(503, "no replica is ready; try again later", None, 5)
+
+
+def candidate(ask: Ask, index: int, view: LoadView) -> Candidate:
+    """What is predicted of one rung at one replica, experience applied."""
+    shape, length = ask.menu.shapes[index], ask.lengths[index]
+    cached = ask.cached.get(view.load.replica, 0) if ask.cached else 0
+    prediction = predict_on(view, shape, ask.prompt_tokens, cached, length.median, length.reckoned)
+    scale = ask.scales.get(shape.mode, 1.0) if ask.scales else 1.0
+    if scale != 1.0:
+        prediction = prediction._replace(
+            p95_s=prediction.p95_s * scale, first_text_p95_s=prediction.first_text_p95_s * scale
+        )
+    return Candidate(index, view, prediction)
+
+
+def _planned(ask: Ask, usable: Sequence[Candidate], seen: Sequence[Candidate], in_time: bool) -> Planned:
+    """The plan among candidates of one quality: the cheapest rung of each replica, where that is finished first."""
+    lead_at: dict[str, Candidate] = {}
+    for one in usable:
+        name = one.view.load.replica
+        if name not in lead_at or one.prediction.accelerator_s < lead_at[name].prediction.accelerator_s:
+            lead_at[name] = one
+    ranked = sorted(lead_at.values(), key=lambda one: (expected(ask, one).p95_s, one.view.load.queue_s))
+    lead = ranked[0]
+    here = lead.view.load.replica
+    ladder, start = ladder_from(ask.menu, lead.place, in_time)
+    length = ask.lengths[lead.place]
+    prediction = expected(ask, lead)
+    predicted_ms = prediction.p95_s * 1e3 + ask.extra_ms
     plan = Plan(
         ladder=ladder,
-        start=chosen.index(lead),
+        start=start,
         predicted_p95_ms=round(predicted_ms, 1),
-        slo_ms=goal.latency_slo_ms,
-        reason=_reason(rung, ladder, rungs, goal, predicted_ms, bool(in_time)),
+        slo_ms=ask.goal.latency_slo_ms,
+        expected_tokens=length.reckoned,
+        weight=ask.weight,
+        reason=plan_reason(ask, lead, seen, ladder, predicted_ms, in_time),
     )
-    return Planned(plan, load.replica)
+    cached = ask.cached.get(here, 0)
+    return Planned(plan, tuple(one.view.load.replica for one in ranked), prediction, length, cached)
 
 
-def refuse(
-    rungs: Sequence[Rung],
-    goal: Goal,
-    size: Size,
-    load: ReplicaLoad,
-    predictions: Sequence[Prediction],
-    extra_ms: float,
-    idle_extra_ms: float,
-) -> Refusal:
-    """400 when an idle replica could not do it either, else 429 with the time until it could."""
-    idle = [predict(rung, size, load.idle()) for rung in rungs]
-    feasible_idle = any(goal_excess_ms(prediction, goal, idle_extra_ms) <= 0 for prediction in idle)
-    by_ttft = goal.latency_slo_ms is None
-    fastest_s = min(prediction.first_text_p95_s if by_ttft else prediction.p95_s for prediction in predictions)
-    smallest = math.ceil((fastest_s * 1e3 + extra_ms) * REFUSAL_MARGIN)
-    field = "ttft_slo_ms" if by_ttft else "latency_slo_ms"
-    asked = goal.ttft_slo_ms if by_ttft else goal.latency_slo_ms
+def expected(ask: Ask, lead: Candidate) -> Prediction:
+    """How long the lead will take: with everybody there, as far as the engine lets them ride along.
+
+    What has no deadline fills forwards only up to what the request's own allows (`engine/pace.py`).
+    """
+    slo_ms = ask.goal.latency_slo_ms
+    if slo_ms is None:
+        return lead.prediction
+    room_s = max(0.0, slo_ms - ask.extra_ms) / 1e3 / SAFETY
+    crowded = candidate(ask, lead.place, LoadView(lead.view.load)).prediction
+    alone = lead.prediction
+    return alone._replace(
+        p50_s=max(alone.p50_s, min(crowded.p50_s, room_s)), p95_s=max(alone.p95_s, min(crowded.p95_s, room_s))
+    )
+
+
+def ladder_from(menu: Menu, lead: int, in_time: bool) -> tuple[tuple[Rung, ...], int]:
+    """The rungs that the engine may use, and the place of the lead among them.
+
+    From the lead's quality (its equals included) down to the end of the menu; a request that is late anyway gets the
+    lead alone. At most eight: the lead and its equals go before what lies between them and the fastest.
+    """
+    if not in_time or menu.pinned:
+        return (menu.rungs[lead],), 0
+    group = next(group for group in menu.groups if lead in group)
+    equals = [lead, *(index for index in group if index != lead)][: MOST_RUNGS - 1]
+    top = sorted(equals)
+    below = list(range(group[-1] + 1, len(menu.rungs)))
+    room = MOST_RUNGS - len(top)
+    rest = thinned([menu.rungs[index] for index in below], room) if room > 1 else tuple(
+        menu.rungs[index] for index in below[-1:]
+    )  # fmt: skip
+    return (*(menu.rungs[index] for index in top), *rest), top.index(lead)
+
+
+def refuse(ask: Ask, views: Sequence[LoadView], seen: Sequence[Candidate]) -> Refusal:
+    """400 when an idle replica could not do it either, else 429 with the time until it could.
+
+    Args:
+        seen: all candidates, none of them in time.
+    """
+    goal = ask.goal
+    field, smallest = smallest_feasible(ask, seen)
+    asked = goal.ttft_slo_ms if field == "ttft_slo_ms" else goal.latency_slo_ms
+    idle = [LoadView(view.load.idle()) for view in views]
+    fresh = replace(ask, scales={})
+    feasible_idle = any(
+        goal_excess_ms(candidate(fresh, index, view).prediction, goal, ask.idle_extra_ms) <= 0
+        for view in idle
+        for index in range(len(ask.menu.rungs))
+    )
     if not feasible_idle:
         message = f"{field} is {asked:g}, which not even an idle replica could meet; allowed: at least {smallest}"
         return Refusal(400, message, smallest, None, field)
-    wait_s = max(1, math.ceil(load.queue_s))
+    wait_s = max(1, math.ceil(min(view.queue_s for view in views)))
     message = f"{field} {asked:g} cannot be met under the present load; it could with at least {smallest} ms, or later"
     return Refusal(429, message, smallest, wait_s, field)
 
 
-def goal_excess_ms(prediction: Prediction, goal: Goal, extra_ms: float) -> float:
-    """By how much a prediction misses the tighter of its bounds; at most 0 when both are met."""
-    excess = -math.inf
-    if goal.latency_slo_ms is not None:
-        excess = prediction.p95_s * 1e3 + extra_ms - goal.latency_slo_ms
-    if goal.ttft_slo_ms is not None:
-        excess = max(excess, prediction.first_text_p95_s * 1e3 + extra_ms - goal.ttft_slo_ms)
-    return excess
+def smallest_feasible(ask: Ask, seen: Sequence[Candidate]) -> tuple[str, int]:
+    """The bound that stands in the way, and the least that it would have to be, milliseconds."""
+    goal, extra_ms = ask.goal, ask.extra_ms
 
+    def first_ms(one: Candidate) -> float:
+        return goal.first_text_ms(one.prediction) + extra_ms
 
-def _best(rungs: Sequence[Rung], predictions: Sequence[Prediction], in_time: Sequence[int]) -> tuple[list[int], int]:
-    """Indices of the best rungs that are in time (equals in quality), and the cheapest of them."""
-    qualities = [rungs[index].expected_quality for index in in_time]
-    top = in_time[0]
-    if all(quality is not None for quality in qualities):
-        best = max(quality for quality in qualities if quality is not None)
-        equals = [index for index in in_time if (rungs[index].expected_quality or 0.0) >= best - SAME_QUALITY]
-    elif rungs[top].exact:
-        equals = [index for index in in_time if rungs[index].exact]
-    else:
-        equals = [top]
-    return equals, min(equals, key=lambda index: predictions[index].p95_s)
+    def total_ms(one: Candidate) -> float:
+        return goal.latency_ms(one.prediction) + extra_ms
 
-
-def name_of(rung: Rung) -> str:
-    """A rung in words."""
-    if rung.decoding.value == "ar":
-        return "AR"
-    if not rung.is_diffusion:
-        return f"self-speculation over blocks of {rung.block_length}"
-    early = "" if rung.threshold is None else f", threshold {rung.threshold:g}"
-    steps = "1 step" if rung.refinement_steps == 1 else f"{rung.refinement_steps} steps"
-    return f"diffusion over blocks of {rung.block_length} with {steps}{early}"
-
-
-def _reason(
-    rung: Rung, ladder: Sequence[Rung], rungs: Sequence[Rung], goal: Goal, predicted_ms: float, in_time: bool
-) -> str:
-    what = name_of(rung)
-    slo = goal.latency_slo_ms if goal.latency_slo_ms is not None else goal.ttft_slo_ms
-    if not in_time:
-        return (
-            f"{what}, the fastest allowed: predicted p95 {predicted_ms:.0f} ms, so no rung meets the SLO of {slo:g} ms"
-        )
-    if not goal.bounded:
-        if len(rungs) == 1:
-            return f"{what}, pinned by the request"
-        return f"{len(ladder)} rungs of equal quality, the engine follows the load; no SLO was stated"
-    if len(rungs) == 1:
-        return f"{what}, pinned by the request; predicted p95 {predicted_ms:.0f} ms within {slo:g} ms"
-    others = f" (or {len(ladder) - 1} more of equal quality)" if len(ladder) > 1 else ""
-    return f"{what}{others} is the best quality whose predicted p95 of {predicted_ms:.0f} ms meets {slo:g} ms"
+    first_slo, slo = goal.ttft_slo_ms, goal.latency_slo_ms
+    finish_in_time = [one for one in seen if slo is None or total_ms(one) <= slo]
+    if first_slo is not None and finish_in_time:
+        return "ttft_slo_ms", math.ceil(min(map(first_ms, finish_in_time)) * REFUSAL_MARGIN)
+    start_in_time = [one for one in seen if first_slo is None or first_ms(one) <= first_slo]
+    return "latency_slo_ms", math.ceil(min(map(total_ms, start_in_time or seen)) * REFUSAL_MARGIN)

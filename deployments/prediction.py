@@ -1,86 +1,187 @@
 """How long a request will take on a replica: pure functions of a rung, lengths and a load.
 
-A forward costs t = base + per_token * slots + per_context * context (fitted by each replica), plus what the engine does
-beside it. A request on a rung needs output / tokens-per-forward of them. Others ride in the same forwards, so they make
-each one longer, but no more than their own work in all.
+A forward costs what `engine/cost_model.py` says, as each replica has fitted it. A request on a rung needs output /
+tokens-per-forward of them. Others ride in the same forwards, so they make each one longer, and some are in front of
+it, but both together are no more than the work that they have in all.
+
+The spread has two sources that know nothing of each other, the answer's length and the machine, so p95 / p50 is
+exp(hypot(ln length ratio, ln machine ratio)): their logarithms add as independent deviations do.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
+from deployments.history import PRIOR_TAIL
 from engine.plan import Rung
 
 if TYPE_CHECKING:
     from deployments.load import ReplicaLoad
 
-PRIOR_TAIL = 1.3
-"""p95 of actual over predicted latency before a replica has measured its own."""
-
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Tokens of a request: the prompt's, and the output to reckon with."""
+    """Tokens of a request.
+
+    Attributes:
+        output_tokens: to reckon with (p95). median_tokens: to expect; None = the same.
+        cached_tokens: of the prompt, those that are in the replica's shared pages.
+    """
 
     prompt_tokens: int
     output_tokens: int
+    median_tokens: int | None = None
+    cached_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """Seconds in the engine, from submission to the last token and to the first text."""
+class Prediction(NamedTuple):
+    """Seconds in the engine, from submission to the last token and to the first text.
+
+    `accelerator_s` is the share of the forwards that the request pays for, by its slots, at the median.
+    """
 
     p50_s: float
     p95_s: float
     first_text_p50_s: float
     first_text_p95_s: float
+    accelerator_s: float
 
 
-def most_forwards(rung: Rung, output_tokens: int) -> int:
-    """Forwards after the prompt that a rung cannot exceed: a round settles at least a token, a block at most K + 1."""
-    length = rung.block_length
-    if length == 1:
-        return output_tokens
-    steps = min(rung.refinement_steps, length - 1)
-    rounds = output_tokens if rung.audit not in ("off", "score") else math.ceil(output_tokens / length)
-    return rounds * (steps + 1)
+class Shape:
+    """What of a rung enters a prediction, worked out once.
+
+    Attributes:
+        name: of its policy, as replicas name what they measured. mode: its decoding's name.
+        fixed: whether the number of forwards follows from the budget alone.
+    """
+
+    __slots__ = ("_by_token", "_calibrated", "_steps", "diffusion", "fixed", "length", "mode", "name", "rung")
+
+    def __init__(self, rung: Rung) -> None:
+        self.rung = rung
+        self.name = policy_name(rung)
+        self.mode = rung.decoding.value
+        self.diffusion = rung.is_diffusion
+        self.length = rung.block_length
+        unaudited = rung.audit in ("off", "score")
+        # A round settles at least a token where an audit may cut it, else the whole block, in at most K + 1 forwards.
+        self._by_token = not unaudited
+        self._steps = min(rung.refinement_steps, self.length - 1) + 1
+        self._calibrated = rung.expected_tokens_per_forward
+        self.fixed = self.length == 1 or (rung.is_diffusion and rung.threshold is None and unaudited)
+
+    def most_forwards(self, output_tokens: int) -> int:
+        """Forwards after the prompt that the rung cannot exceed."""
+        if self.length == 1:
+            return output_tokens
+        rounds = output_tokens if self._by_token else -(-output_tokens // self.length)
+        return rounds * self._steps
+
+    def forwards(self, output_tokens: int, measured: Mapping[str, float]) -> float:
+        """Forwards after the prompt, from calibrated and measured tokens per forward, within what is possible."""
+        most = float(self.most_forwards(output_tokens))
+        if self.fixed:
+            return most
+        calibrated, seen = self._calibrated, measured.get(self.name)
+        if calibrated and seen:
+            return min(most, max(1.0, 2 * output_tokens / (calibrated + seen)))
+        rate = calibrated or seen
+        return min(most, max(1.0, output_tokens / rate)) if rate else most
+
+    @property
+    def first_forwards(self) -> float:
+        """Forwards after the prompt up to the first text, at most: a diffusion block, or the prompt's own token."""
+        return float(self._steps) if self.diffusion else 0.0
 
 
-def expected_forwards(rung: Rung, output_tokens: int, measured: dict[str, float]) -> float:
-    """Forwards after the prompt, from calibrated and measured tokens per forward, within what is possible."""
-    most = most_forwards(rung, output_tokens)
-    known = [value for value in (rung.expected_tokens_per_forward, measured.get(str(rung.policy()))) if value]
-    if not known or (rung.is_diffusion and rung.threshold is None and rung.audit in ("off", "score")):
-        return float(most)
-    return min(float(most), max(1.0, output_tokens * len(known) / sum(known)))
+class LoadView:
+    """A load with everything worked out that does not depend on the request."""
+
+    __slots__ = (
+        "base_s", "chunk", "context_s", "cost", "load", "machine", "measured", "others_s", "queue_s", "slots",
+        "tails", "token_s", "wait_s",
+    )  # fmt: skip
+
+    def __init__(self, load: ReplicaLoad, timed: bool = False) -> None:
+        """`timed`: as a request with a deadline meets it, for which those without one make room."""
+        cost = self.cost = load.cost
+        self.load = load
+        self.base_s = cost.base_s + cost.per_sequence_s
+        self.token_s = cost.per_token_s
+        self.context_s = cost.per_context_s
+        self.others_s = load.timed_others_s if timed else load.others_s
+        self.queue_s = load.timed_s if timed else load.queue_s
+        self.slots = load.timed_slots if timed else load.slots
+        queued = load.waiting and not timed
+        self.wait_s = load.queue_s * load.waiting / (load.waiting + load.running) if queued else 0.0
+        self.chunk = load.prefill_chunk
+        self.tails = load.latency_tail
+        self.machine = load.tail_ratio - 1.0
+        self.measured = load.tokens_per_forward
 
 
-def total_slots(rung: Rung, output_tokens: int) -> float:
-    """Query tokens that an answer puts into forwards, the prompt's apart."""
-    return rung.block_length * expected_forwards(rung, output_tokens, {})
+def predict_on(
+    view: LoadView, shape: Shape, prompt_tokens: int, cached_tokens: int, median_tokens: int, reckoned_tokens: int
+) -> Prediction:
+    """Latency of a request on one rung at one replica; tokens as in `Size`."""
+    length, base_s, token_s = shape.length, view.base_s, view.token_s
+    unread = prompt_tokens - cached_tokens
+    if unread < 1:
+        unread = 1
+    chunks = -(-unread // view.chunk)
+    prompt_s = chunks * base_s + token_s * unread
+    own_s = base_s + token_s * length + view.context_s * prompt_tokens
+    half_context_s = view.context_s / 2
+    others_s, wait_s, queue_s = view.others_s, view.wait_s, view.queue_s
+    forwards = shape.forwards(median_tokens, view.measured)
+    own_median_s = own_s + half_context_s * median_tokens
+    p50_s = prompt_s + forwards * own_median_s + min(wait_s + others_s * (forwards + chunks), queue_s)
+    tail = view.tails.get(shape.mode, PRIOR_TAIL)
+    # One forward's tail averages out over many; a mode's own spread does not.
+    machine = max(tail, 1.0 + view.machine / math.sqrt(forwards + chunks))
+    if reckoned_tokens == median_tokens:
+        p95_s = p50_s * machine
+    else:
+        more = shape.forwards(reckoned_tokens, view.measured)
+        long_s = prompt_s + more * (own_s + half_context_s * reckoned_tokens)
+        long_s += min(wait_s + others_s * (more + chunks), queue_s)
+        p95_s = p50_s * math.exp(math.hypot(math.log(max(long_s / p50_s, 1.0)), math.log(machine)))
+    first = min(forwards, shape.first_forwards)
+    first_s = prompt_s + first * own_s + min(wait_s + others_s * (first + chunks), queue_s)
+    first_tail = max(tail, 1.0 + view.machine / math.sqrt(first + chunks))
+    slots = view.slots
+    read = min(unread, view.chunk)
+    accelerator_s = (prompt_s + chunks * others_s) * read / (slots + read)
+    accelerator_s += forwards * (own_median_s + others_s) * length / (slots + length)
+    return Prediction(p50_s, p95_s, first_s, min(first_s * first_tail, p95_s), accelerator_s)
 
 
 def predict(rung: Rung, size: Size, load: ReplicaLoad) -> Prediction:
     """Latency of a request of `size` on `rung` at a replica with `load`."""
-    forwards = expected_forwards(rung, size.output_tokens, load.tokens_per_forward)
-    length = rung.block_length
-    fixed_s = load.base_s + load.engine_s
-    context = size.prompt_tokens + size.output_tokens / 2
-    own_s = fixed_s + load.per_token_s * length + load.per_context_s * context
-    others_s = load.per_token_s * load.slots + load.per_context_s * load.context
-    chunks = math.ceil(size.prompt_tokens / load.prefill_chunk)
-    prompt_s = chunks * fixed_s + load.per_token_s * size.prompt_tokens
-    wait_s = load.queue_s * load.waiting / (load.waiting + load.running) if load.waiting else 0.0
-    shared_s = min(others_s * (forwards + chunks), load.queue_s)
-    p50_s = wait_s + prompt_s + forwards * own_s + shared_s
-    first_forwards = min(forwards, rung.refinement_steps + 1.0) if rung.is_diffusion else 0.0
-    first_s = wait_s + prompt_s + first_forwards * own_s + min(others_s * (first_forwards + chunks), load.queue_s)
-    tail = load.latency_tail.get(rung.decoding.value, PRIOR_TAIL)
+    median = size.output_tokens if size.median_tokens is None else size.median_tokens
+    view = LoadView(load)
+    return predict_on(view, shape_of(rung), size.prompt_tokens, size.cached_tokens, median, size.output_tokens)
 
-    def p95(median_s: float, count: float) -> float:
-        # One forward's tail averages out over many; a mode's own spread does not.
-        return median_s * max(tail, 1 + (load.tail_ratio - 1) / math.sqrt(max(count, 1.0)))
 
-    return Prediction(p50_s, p95(p50_s, forwards + chunks), first_s, p95(first_s, first_forwards + chunks))
+def most_forwards(rung: Rung, output_tokens: int) -> int:
+    """Forwards after the prompt that a rung cannot exceed: a round settles at least a token, a block at most K + 1."""
+    return shape_of(rung).most_forwards(output_tokens)
+
+
+def expected_forwards(rung: Rung, output_tokens: int, measured: Mapping[str, float]) -> float:
+    """Forwards after the prompt, from calibrated and measured tokens per forward, within what is possible."""
+    return shape_of(rung).forwards(output_tokens, measured)
+
+
+def policy_name(rung: Rung) -> str:
+    """The name under which replicas report what they measured of a rung."""
+    return str(rung.policy())
+
+
+@lru_cache(maxsize=4096)
+def shape_of(rung: Rung) -> Shape:
+    return Shape(rung)

@@ -1,19 +1,22 @@
-"""What is known about a checkpoint's quality: the ladder and the measured curve beside it."""
+"""What is known about a checkpoint's quality: the ladder and the measured curve beside it (`stepdial calibrate`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint.identity import check_identity, checkpoint_identity
 from engine.checkpoint.json_file import read_json
 from engine.errors import CheckpointError
-from engine.plan import Decoding, Rung, diffusion
+from engine.plan import Rung, diffusion
 
 LADDER_FILE = "ladder.json"
 CURVE_FILE = "quality.json"
 BUDGETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+
+Policy = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,39 +27,54 @@ class QualityMap:
         ladder: best first; empty where the checkpoint has none.
         diffusion: every measured diffusion rung (or a plain scale of budgets where nothing is), best first: what a
             request that pins `decoding: diffusion` and states an SLO chooses from.
-        temperature: the highest temperature that the calibration holds for; None without a calibration.
+        temperature: the highest temperature that the rungs' own `expected_quality` holds for; None without a
+            calibration.
+        known: measured rungs by policy, at that temperature.
+        above: per higher temperature that was measured, the quality of each policy measured there.
     """
 
     ladder: tuple[Rung, ...] = ()
     diffusion: tuple[Rung, ...] = ()
     temperature: float | None = None
-    known: dict[tuple[object, ...], Rung] = field(default_factory=dict)
+    known: Mapping[Policy, Rung] = field(default_factory=dict)
+    above: Mapping[float, Mapping[Policy, float]] = field(default_factory=dict)
 
     def described(self, rung: Rung) -> Rung:
         """`rung` with its measured quality and tokens per forward, where they are known."""
         return self.known.get(rung.policy(), rung)
 
     def expected_quality(self, rung: Rung, temperature: float) -> float | None:
-        """The quality to promise: None where nothing was measured, or outside the calibrated range."""
-        if self.temperature is None or temperature > self.temperature:
+        """The quality to promise: what was measured at the nearest temperature that is not below the request's; None
+        where nothing was, so also outside the calibrated range."""
+        if self.temperature is None:
             return None
-        return self.described(rung).expected_quality
+        if temperature <= self.temperature:
+            return self.described(rung).expected_quality
+        nearest = min((measured for measured in self.above if measured >= temperature), default=None)
+        return None if nearest is None else self.above[nearest].get(rung.policy())
 
 
 def read_quality_map(path: str | Path, block_size: int) -> QualityMap:
-    """Reads `ladder.json` and `quality.json` of a checkpoint directory. Raises CheckpointError on a bad file."""
+    """Reads `ladder.json` and `quality.json` of a checkpoint directory.
+
+    Raises CheckpointError on a bad file, and on one that was measured on another checkpoint.
+    """
     directory = Path(path)
     saved = read_json(directory / LADDER_FILE)
     curve = read_json(directory / CURVE_FILE)
+    _check_belongs(directory, {LADDER_FILE: saved, CURVE_FILE: curve})
     try:
         ladder = tuple(Rung.from_dict(entry) for entry in saved.get("rungs", ()))
-        cells = [_rung_of_cell(cell) for cell in curve.get("cells", ()) if cell["split"] == "test"]
-        temperature = float(saved.get("measured", {}).get("temperature", 0.0)) if ladder or cells else None
-    except (KeyError, TypeError, ValueError) as error:
+        cells = [cell for cell in curve.get("cells", ()) if cell["split"] == "test"]
+        coldest = min((float(cell["temperature"]) for cell in cells), default=0.0)
+        temperature = float(saved.get("measured", {}).get("temperature", coldest)) if ladder or cells else None
+        curve_rungs = [_rung_of_cell(cell) for cell in cells if cell["temperature"] == temperature]
+        above = _above(cells, saved.get("rungs", ()), temperature or 0.0)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{directory}: {LADDER_FILE} or {CURVE_FILE} has another form: {error!r}") from None
-    known: dict[tuple[object, ...], Rung] = {rung.policy(): rung for rung in [*cells, *ladder]}
+    known: dict[Policy, Rung] = {rung.policy(): rung for rung in [*curve_rungs, *ladder]}
     measured = [rung for rung in known.values() if rung.is_diffusion and rung.block_length <= block_size]
-    return QualityMap(ladder, _best_first(measured or _plain_scale(block_size)), temperature, known)
+    return QualityMap(ladder, _best_first(measured or budgets_for(block_size)), temperature, known, above)
 
 
 def budgets_for(block_length: int) -> tuple[Rung, ...]:
@@ -64,8 +82,14 @@ def budgets_for(block_length: int) -> tuple[Rung, ...]:
     return tuple(diffusion(block_length, steps) for steps in reversed(BUDGETS) if steps <= block_length)
 
 
-def _plain_scale(block_size: int) -> list[Rung]:
-    return list(budgets_for(block_size))
+def _check_belongs(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises CheckpointError where a file that is there was not measured on this checkpoint."""
+    present = {name: data for name, data in files.items() if data}
+    if not present:
+        return
+    identity = checkpoint_identity(directory)
+    for name, data in present.items():
+        check_identity(directory, data, name, identity)
 
 
 def _best_first(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
@@ -78,11 +102,25 @@ def _best_first(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
     return tuple(sorted(rungs, key=worth, reverse=True))
 
 
-def _rung_of_cell(cell: dict[str, Any]) -> Rung:
-    rung = Rung.from_dict(cell)
+def _rung_of_cell(cell: Mapping[str, Any]) -> Rung:
     return replace(
-        rung,
-        decoding=Decoding(rung.decoding),
-        expected_quality=round(cell["exact_match_low"], 4),
-        expected_tokens_per_forward=cell["tokens_per_forward"],
+        Rung.from_dict(dict(cell)),
+        expected_quality=float(cell["quality_low"]),
+        expected_tokens_per_forward=float(cell["tokens_per_forward"]),
     )
+
+
+def _above(
+    cells: Iterable[Mapping[str, Any]], ladder: Iterable[Mapping[str, Any]], temperature: float
+) -> dict[float, dict[Policy, float]]:
+    """Lower bounds measured above `temperature`; the ladder's, fitted and pooled, before those of single cells."""
+    found: dict[float, dict[Policy, float]] = {}
+    for cell in cells:
+        if cell["temperature"] > temperature:
+            policy = Rung.from_dict(dict(cell)).policy()
+            found.setdefault(float(cell["temperature"]), {})[policy] = float(cell["quality_low"])
+    for entry in ladder:
+        policy = Rung.from_dict(dict(entry)).policy()
+        for measured, quality in entry.get("quality_at", {}).items():
+            found.setdefault(float(measured), {})[policy] = float(quality["low"])
+    return found

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -12,23 +14,21 @@ from typing import Any
 
 from ray import serve
 
-from deployments.admission import Open, OpenRequests
-from deployments.history import Quantile
-from deployments.load import LoadMeter, ReplicaLoad
+from deployments.history import LatencyTails
+from deployments.load import LoadMeter, ReplicaLoad, load_met
 from deployments.messages import Done, Failed, Invalid, Message, NotInTime, Piece, ReplicaRequest
 from deployments.metrics import EngineMetrics
-from deployments.planner import Goal, goal_excess_ms
-from deployments.prediction import PRIOR_TAIL, Size, predict
+from deployments.prediction import Size, predict
 from deployments.settings import AppArgs
 from engine.errors import EngineStopped, InvalidRequest, QueueFull
 from engine.events import Delta, Finished
+from engine.outlook import Newcomer
 from engine.plan import Plan
 from engine.request import GenerationOptions, parse_options
+from engine.sequence import Sequence
 
 log = logging.getLogger("ray.serve")
 LOAD_MAX_AGE_S = 0.05
-MOST_TAIL = 3.0
-"""Predictions that fail by more than this say nothing about the next one: the machine stalled."""
 
 
 class Replica:
@@ -54,27 +54,25 @@ class Replica:
         warm_up(self.engine)
         self.engine.start()
         self.meter = LoadMeter(self.name, config.prefill_chunk, self.engine.ladder)
-        self.tails = {mode: Quantile(PRIOR_TAIL) for mode in ("ar", "diffusion", "self_speculation")}
+        self.tails = LatencyTails()
         self.metrics = EngineMetrics(self.engine.stats)
-        self.open = OpenRequests()
+        self._tiers: dict[str, str] = {}
         self._load: ReplicaLoad | None = None
 
     async def generate(self, request: ReplicaRequest) -> AsyncIterator[Message]:
         """Streams one answer: pieces and an end, or one message that says why there is none."""
         plan = Plan.from_dict(request.plan)
         load = self.load(max_age_s=0.0)
-        prediction = predict(plan.first, request.size, load)
-        goal = Goal(request.latency_budget_ms, request.first_text_budget_ms, True, "reject")
-        now = time.monotonic()
-        if goal.bounded:
-            late = goal_excess_ms(prediction, goal, 0.0) > 0
-            endangered = 0 if late else self.open.endangered(plan.first, request.size, load, now)
-            if late or endangered:
+        if request.latency_budget_ms is not None or request.first_text_budget_ms is not None:
+            newcomer = _newcomer(request, plan)
+            rung = self.engine.rung_for(newcomer)
+            if rung is None:
                 self.metrics.not_in_time.inc()
-                yield NotInTime(full=False, endangered=endangered, load=load.to_dict())
+                yield NotInTime(False, _finite_ms(self.engine.earliest_s(newcomer)), load.to_dict())
                 return
-        due_s = None if request.latency_budget_ms is None else now + request.latency_budget_ms / 1e3
-        self.open.add(request.request_id, Open(plan.first, request.size, due_s))
+            if not plan.pinned:
+                plan = replace(plan, start=plan.ladder.index(rung))
+        self._tiers[request.request_id] = request.tier
         begun = time.perf_counter()
         try:
             options = parse_options(GenerationOptions, request.options)
@@ -83,29 +81,25 @@ class Replica:
             async with aclosing(stream):
                 async for event in stream:
                     if isinstance(event, Delta):
-                        self.open.settle(request.request_id, len(event.token_ids))
                         yield Piece(event.token_ids, event.text, self.load().to_dict())
                     else:
-                        self._learn(plan, request.size, event, load, time.perf_counter() - begun)
+                        if options.latency_slo_ms is not None:
+                            self._learn(plan, request.size, event, load, time.perf_counter() - begun)
                         yield self._done(event)
         except InvalidRequest as error:
             yield Invalid(error.field, error.message)
         except QueueFull:
-            yield NotInTime(full=True, endangered=0, load=self.load().to_dict())
+            yield NotInTime(True, None, self.load().to_dict())
         except EngineStopped as error:
             yield Failed(str(error))
         finally:
-            self.open.remove(request.request_id)
+            self._tiers.pop(request.request_id, None)
 
     def load(self, max_age_s: float = LOAD_MAX_AGE_S) -> ReplicaLoad:
         """The present load, computed again when the last one is older than `max_age_s`."""
         now = time.monotonic()
         if self._load is None or now - self._load.at_s > max_age_s:
-            tails = {mode: min(tail.value, MOST_TAIL) for mode, tail in self.tails.items()}
-            load = self.meter.read(self.engine.stats(), now, self.open.slots, self.open.context, tails)
-            core = self.engine.core
-            seen = {sequence.id for sequence in [*core.running, *core.waiting]}
-            self._load = replace(load, queue_s=load.queue_s + self.open.unseen_s(seen, load))
+            self._load = self.meter.read(self.engine.stats(), now, self.tails.values())
         return self._load
 
     def record_routing_stats(self) -> dict[str, Any]:
@@ -113,8 +107,12 @@ class Replica:
         return self.load().to_dict()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Seconds of work, for the autoscaling policy (Serve polls it)."""
-        return {"queue_s": self.load().queue_s}
+        """Seconds of work in all and by tier, for the autoscaling policy (Serve polls it)."""
+        by_tier: dict[str, list[Sequence]] = defaultdict(list)
+        for sequence in self.engine.present():
+            by_tier[self._tiers.get(sequence.id, "")].append(sequence)
+        parts = {f"queue_s_{tier}": self.engine.queued_s(present) for tier, present in by_tier.items() if tier}
+        return {"queue_s": self.load().queue_s, **parts}
 
     def check_health(self) -> None:
         """Raises when the engine's loop is dead; Serve then replaces this replica."""
@@ -131,19 +129,13 @@ class Replica:
             self.engine.stop()
 
     def _learn(self, plan: Plan, size: Size, event: Finished, load: ReplicaLoad, latency_s: float) -> None:
-        """Compares the latency with what would have been predicted for the length that the answer really had.
-
-        Under the mean of the load that it met and the load that it leaves: who came later was not to be foreseen, and
-        is judged by its own admission.
-        """
+        """Compares the latency with what would have been predicted for the length that the answer really had."""
         report = event.report
         if report.cut_at_deadline or not report.completion_tokens:
             return
         actual = Size(size.prompt_tokens, report.completion_tokens)
-        rung = plan.first
-        others = max(0, self.open.slots - rung.block_length)
-        met = replace(load, slots=(load.slots + others) / 2, queue_s=max(load.queue_s, latency_s))
-        self.tails[rung.decoding.value].observe(latency_s / predict(rung, actual, met).p50_s)
+        met = load_met(load, self.load(max_age_s=0.0), latency_s)
+        self.tails.observe(plan.first.decoding.value, latency_s / predict(plan.first, actual, met).p50_s)
 
     def _done(self, event: Finished) -> Done:
         report = event.report
@@ -156,3 +148,20 @@ class Replica:
             cut_at_deadline=report.cut_at_deadline,
             load=self.load().to_dict(),
         )
+
+
+def _newcomer(request: ReplicaRequest, plan: Plan) -> Newcomer:
+    """What the engine's admission needs to know of a request."""
+    size, whole_ms, first_ms = request.size, request.latency_budget_ms, request.first_text_budget_ms
+    return Newcomer(
+        plan=plan,
+        prompt_tokens=max(1, size.prompt_tokens - size.cached_tokens),
+        output_tokens=size.output_tokens,
+        left_s=None if whole_ms is None else whole_ms / 1e3,
+        first_left_s=None if first_ms is None else first_ms / 1e3,
+        share=request.capacity_share,
+    )
+
+
+def _finite_ms(seconds: float) -> float | None:
+    return seconds * 1e3 if math.isfinite(seconds) else None

@@ -46,19 +46,42 @@ def already_over(
     return None
 
 
-def shifted_options(options: dict[str, Any], tokens: int) -> dict[str, Any]:
-    """The request's limits for what is left after `tokens` output tokens."""
+def thinking_used(prompt: Sequence[int], committed: Sequence[int], think_open: int, think_close: int) -> int:
+    """Committed tokens inside the thinking section that is open at their end: what its budget has paid already.
+
+    Tokens outside count for none, and a section that was closed has no claim on a later one. Counted as the engine
+    does: from the opening marker on, or from the first output token where the prompt ends inside a section.
+    """
+    marks = [token for token in prompt if token in (think_open, think_close)]
+    begun = 0 if marks and marks[-1] == think_open else None
+    for place, token in enumerate(committed):
+        if token == think_close:
+            begun = None
+        elif token == think_open and begun is None:
+            begun = place + 1
+    return 0 if begun is None else len(committed) - begun
+
+
+def shifted_options(options: dict[str, Any], tokens: int, thought: int) -> dict[str, Any]:
+    """The request's limits for what is left after `tokens` output tokens.
+
+    Args:
+        thought: how many of them are in the thinking section that is still open (`thinking_used`).
+    """
     left = dict(options)
-    for name in ("max_tokens", "min_tokens", "max_thinking_tokens"):
+    for name, used in (("max_tokens", tokens), ("min_tokens", tokens), ("max_thinking_tokens", thought)):
         if left.get(name) is not None:
-            left[name] = max(0, left[name] - tokens)
+            left[name] = max(0, left[name] - used)
     if left.get("max_tokens") == 0:
         raise ValueError("nothing is left to generate")
     return left
 
 
 def shifted_plan(plan: dict[str, Any], tokens: int) -> dict[str, Any]:
-    """A plan's schedule, counted from the resume point."""
+    """A plan's schedule and expected length, counted from the resume point."""
     schedule = [{**entry, "from_token": max(0, entry["from_token"] - tokens)} for entry in plan.get("schedule", ())]
     begun = [index for index, entry in enumerate(schedule) if entry["from_token"] == 0]
-    return {**plan, "schedule": schedule[begun[-1] :] if begun else schedule}
+    shifted = {**plan, "schedule": schedule[begun[-1] :] if begun else schedule}
+    if plan.get("expected_tokens") is not None:
+        shifted["expected_tokens"] = max(1, plan["expected_tokens"] - tokens)
+    return shifted

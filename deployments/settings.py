@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from deployments.tiers import SERVICE_TIERS, TIERS, Tier
+from deployments.keys import ApiKey
+from deployments.tiers import DEFAULT_TIER, SERVICE_TIERS, TIERS, Tier, capacity_share
 
 SHIPPED_MODEL = Path(__file__).parent.parent / "engine" / "tiny" / "checkpoint"
 
@@ -23,7 +24,8 @@ class AppArgs(BaseModel):
     min_replicas: int = Field(1, ge=1, le=1024, description="Replicas that always run.")
     max_replicas: int = Field(1, ge=1, le=1024, description="Replicas that load may start.")
     replica_cpus: float = Field(0.5, ge=0, le=1024, description="Logical CPUs that Ray reserves for a replica.")
-    target_queue_s: float = Field(2.0, gt=0, le=3600, description="Seconds of work per replica to scale for.")
+    target_queue_s: float = Field(2.0, gt=0, le=3600, description="Seconds of work per replica to scale for, of tiers "
+                                  "that set none of their own.")  # fmt: skip
     upscale_delay_s: float = Field(2.0, ge=0, description="Seconds that more work must last before a replica starts.")
     downscale_delay_s: float = Field(60.0, ge=0, description="Seconds that less work must last before one stops.")
     metrics_interval_s: float = Field(0.5, ge=0.5, le=60, description="Seconds between a replica's reports of work.")
@@ -50,6 +52,9 @@ class AppArgs(BaseModel):
     kv_tokens: int | None = Field(None, ge=64, description="K/V capacity of a replica in tokens; null = measured.")
     cost_model: str | None = Field(None, description="File with a saved cost model, so that a replica starts informed.")
 
+    api_keys: tuple[ApiKey, ...] = Field(
+        (), description="Keys that may ask, by SHA-256, with their bounds; empty = no key is needed."
+    )
     tiers: tuple[Tier, ...] = Field(TIERS, min_length=1, description="Named SLOs.")
     service_tiers: dict[str, str] = Field(dict(SERVICE_TIERS), description="OpenAI's service_tier values to tiers.")
 
@@ -68,6 +73,44 @@ class AppArgs(BaseModel):
         if value < low:
             raise ValueError(f"max_replicas is {value}; allowed: at least min_replicas ({low})")
         return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys_differ(cls, value: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
+        for field in ("name", "sha256"):
+            seen = [getattr(key, field) for key in value]
+            twice = next((item for item in seen if seen.count(item) > 1), None)
+            if twice is not None:
+                raise ValueError(f"api_keys has the {field} {twice!r} twice; allowed: once")
+        return value
+
+    @model_validator(mode="after")
+    def _tiers_fit_together(self) -> AppArgs:
+        names = [tier.name for tier in self.tiers]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"tiers has {twice!r} twice; allowed: once")
+        if DEFAULT_TIER not in {*names, *self.service_tiers}:
+            raise ValueError(f"tiers has no {DEFAULT_TIER!r}, which requests get that name none")
+        known = ", ".join(names)
+        for asked, name in self.service_tiers.items():
+            if name not in names:
+                raise ValueError(f"service_tiers maps {asked!r} to {name!r}; allowed: {known}")
+        for key in self.api_keys:
+            for name in key.tiers or ():
+                if name not in names:
+                    raise ValueError(f"api_keys: tiers of {key.name!r} has {name!r}; allowed: {known}")
+        for tier in self.tiers:
+            if capacity_share(tier, self.tiers) <= 0:
+                raise ValueError(
+                    f"reserved_share: heavier tiers leave nothing to tier {tier.name!r}; allowed: a sum < 1"
+                )
+        return self
+
+    @property
+    def target_queues_s(self) -> dict[str, float]:
+        """Seconds of work per replica to scale for, by tier."""
+        return {tier.name: tier.target_queue_s or self.target_queue_s for tier in self.tiers}
 
     @property
     def served_name(self) -> str:

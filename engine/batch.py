@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.attention import MIN_PRODUCT_ROWS, AttentionGroup, folded_rows, padded_keys, reach_mask
+from kernels.attention import MIN_PRODUCT_ROWS, AttentionGroup, folded_rows, folding, padded_keys, reach_mask
 
 FEWEST_ROWS = 2
 """Rows of any product: one alone would be a product of a vector, which takes another code path."""
@@ -82,12 +82,15 @@ class ForwardBatch:
 
 
 def build_batch(
-    segments: Seq[Segment], page_size: int, heads_per_kv_head: int, dtype: torch.dtype, packed: bool = False
+    segments: Seq[Segment], page_size: int, heads: int, kv_heads: int, dtype: torch.dtype, packed: bool = False
 ) -> ForwardBatch:
     """Lays the segments out as one ragged batch (on the CPU).
 
-    `packed`: the model's weights are (`engine/model/linear.py`), so that its products need hardly any padding.
+    Args:
+        heads, kv_heads: of the model. packed: its weights are (`engine/model/linear.py`), so that its products need
+            hardly any padding.
     """
+    heads_per_kv_head = heads // kv_heads
     order: dict[tuple[int, int, bool], list[int]] = {}
     for index, segment in enumerate(segments):
         rows = len(segment.tokens)
@@ -121,6 +124,7 @@ def build_batch(
                 start=start_row,
                 sequences=len(members),
                 rows=rows,
+                fold=folding(len(members), rows, kv_heads, heads_per_kv_head, heads + kv_heads),
                 key_slots=torch.from_numpy(key_slots.reshape(-1)),
                 mask=reach_mask(torch.from_numpy(reach), keys, dtype)[:, None],
             )

@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from math import inf
 from typing import TYPE_CHECKING
 
 from engine.batch import Segment
 from engine.decoding.canvas import open_canvas
-from engine.decoding.rung_choice import Load, TokensPerForward, choose_rungs
 from engine.events import Event
 from engine.kv_cache import PagePool, page_key, root_key
+from engine.outlook import Outlook, View
 from engine.plan import PlanEntry, Rung
 from engine.postprocess import Postprocessor, Work
 from engine.scheduler import Want, share_slots
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
     from engine.config import EngineConfig
     from engine.cost_model import ForwardCostModel
     from engine.executor import Executor
+
+
+PATIENCE_S = 30.0
+"""Seconds after which a sequence without a deadline is given memory like one whose deadline has come."""
+
+
+AR_BORDERS = 4
+"""Every so many tokens an AR sequence may change its rung."""
+DEADLINES_EXPECTED_S = 30.0
+"""For so long after a sequence with a deadline the next one is expected."""
 
 
 class EngineCore:
@@ -45,12 +56,12 @@ class EngineCore:
         self.config = config
         self.mask_token_id = mask_token_id
         self.clock = clock
-        self.meter = TokensPerForward()
+        self.outlook = Outlook(cost_model, config.prefill_chunk)
         self.counters = Counters()
-        self.postprocessor = Postprocessor(mask_token_id, self.counters, self.meter)
-        self.waiting: deque[Sequence] = deque()
+        self.postprocessor = Postprocessor(mask_token_id, self.counters, self.outlook.meter)
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self._mean_output = 64.0
+        self._last_deadline_s = -inf
 
     @property
     def idle(self) -> bool:
@@ -76,14 +87,14 @@ class EngineCore:
         begun = self.clock()
         events = self._cut_late(begun)
         self._admit()
-        self._open_borders()
-        work = self._schedule(begun)
+        view = self._look_ahead(begun)
+        self._open_borders(view)
+        work = self._schedule(view, begun)
         if work:
             batch = self.executor.batch([item.segment for item in work])
             started = self.clock()
             logits = self.executor.run(batch)
             ended = self.clock()
-            self.cost_model.observe(batch.query_tokens, batch.context_tokens, ended - started)
             self._account(work, ended - started, batch.query_tokens)
             events += self.postprocessor.apply(work, logits, ended)
             for item in work:
@@ -91,13 +102,17 @@ class EngineCore:
                 if item.sequence.finish_reason is not None:
                     self._leave(item.sequence)
                     self._count_end(item.sequence)
-            self.counters.busy_s += self.clock() - begun
+            step_s = self.clock() - begun
+            self.cost_model.observe(batch.query_tokens, batch.context_tokens, len(work), step_s)
+            self.counters.busy_s += step_s
         return events
 
-    def stats(self) -> EngineStats:
-        """A snapshot; other threads may ask for it at any time."""
+    def stats(self, arriving: Seq[Sequence] = ()) -> EngineStats:
+        """A snapshot; other threads may ask for it at any time. `arriving`: sequences on their way to the loop."""
         counters = self.counters
-        running, waiting = list(self.running), list(self.waiting)
+        running, waiting = list(self.running), [*self.waiting, *arriving]
+        present = [*running, *waiting]
+        timed = [sequence for sequence in present if sequence.timed]
         return EngineStats(
             waiting=len(waiting),
             running=len(running),
@@ -105,7 +120,13 @@ class EngineCore:
             pages_total=self.pool.total,
             pages_in_use=self.pool.in_use(),
             page_size=self.pool.page_size,
-            queue_s=self._queued_seconds([*running, *waiting]),
+            open_slots=sum(sequence.rung.block_length for sequence in present),
+            open_context=sum(len(sequence.tokens) for sequence in present),
+            queue_s=self.outlook.queued_s(present),
+            timed_sequences=len(timed),
+            timed_slots=sum(sequence.rung.block_length for sequence in timed),
+            timed_context=sum(len(sequence.tokens) for sequence in timed),
+            timed_s=self.outlook.queued_s(timed),
             forwards=counters.forwards,
             forward_s=counters.forward_s,
             busy_s=counters.busy_s,
@@ -118,7 +139,7 @@ class EngineCore:
             prefix_hit_tokens=counters.prefix_hit_tokens,
             preemptions=counters.preemptions,
             rung_changes=counters.rung_changes,
-            tokens_per_forward=self.meter.to_dict(),
+            tokens_per_forward=self.outlook.meter.to_dict(),
             cost_model=self.cost_model.to_dict(),
         )
 
@@ -126,7 +147,7 @@ class EngineCore:
         """Ends sequences whose deadline passed and that asked to be cut there (`on_deadline: cut`)."""
         events: list[tuple[Sequence, Event]] = []
         for sequence in [*self.running, *self.waiting]:
-            if sequence.cut_at_s is None or now < sequence.cut_at_s:
+            if not sequence.cut or sequence.due_s is None or now < sequence.due_s:
                 continue
             del sequence.tokens[sequence.prompt_tokens + sequence.settled :]
             sequence.finish_reason = "length"
@@ -140,7 +161,9 @@ class EngineCore:
         return events
 
     def _admit(self) -> None:
-        """Takes waiting sequences in while there are places, and pages for what they have to read."""
+        """Takes waiting sequences in, the most urgent first, while there are places, and pages for what they read."""
+        if len(self.waiting) > 1:
+            self.waiting.sort(key=lambda sequence: sequence.urgency(PATIENCE_S))
         while self.waiting and len(self.running) < self.config.max_sequences:
             sequence = self.waiting[0]
             pages, keys = self.pool.match(sequence.tokens[: sequence.prefill_target], sequence.cache_salt)
@@ -148,29 +171,40 @@ class EngineCore:
             if needed > self.pool.available and self.running:
                 self.pool.release(pages)
                 return
-            self.waiting.popleft()
+            self.waiting.pop(0)
             sequence.pages, sequence.page_keys = pages, keys
             sequence.cached = len(pages) * self.pool.page_size
             self.counters.prefix_hit_tokens += sequence.cached
             if sequence.last_served < 0:
                 sequence.report.cached_prompt_tokens = sequence.cached
                 self.counters.prompt_tokens += sequence.prompt_tokens
+                # As if it had taken part in the last forward: it has not waited yet.
+                sequence.last_served = max(self.counters.forwards - 1, 0)
             self.running.append(sequence)
 
-    def _open_borders(self) -> None:
+    def _look_ahead(self, now: float) -> View | None:
+        """What deadlines and open plans ask for, None where there are neither.
+
+        Deadlines that cannot be kept are given up, so that they hold up nobody.
+        """
+        present = [*self.running, *self.waiting]
+        if all(sequence.plan.pinned and not sequence.timed for sequence in present):
+            return None
+        view = self.outlook.view(present, now)
+        while (sequence := self.outlook.to_give_up(view)) is not None:
+            sequence.given_up = True
+            view = self.outlook.view(present, now)
+        return view
+
+    def _open_borders(self, view: View | None) -> None:
         """Chooses rungs for sequences at a border and opens their canvases."""
         borders = [sequence for sequence in self.running if sequence.at_border]
-        if not borders:
-            return
-        choices = self._choose_rungs() if any(not sequence.plan.pinned for sequence in borders) else {}
+        free = [sequence for sequence in borders if not sequence.plan.pinned and _may_change(sequence)]
+        choices = {} if view is None else self.outlook.rungs(free, view)
         for sequence in borders:
             plan = sequence.plan
-            if plan.schedule:
-                rung = plan.rung_at(sequence.output_tokens - 1)
-            elif plan.pinned:
-                rung = plan.ladder[0]
-            else:
-                rung = plan.ladder[choices[plan.ladder]]
+            begun = sequence.output_tokens - 1
+            rung = plan.rung_at(begun) if plan.schedule else choices.get(sequence, sequence.rung)
             self._use_rung(sequence, rung)
             open_canvas(sequence, self.mask_token_id)
 
@@ -182,32 +216,35 @@ class EngineCore:
             self.counters.rung_changes += len(entries) > 1
         sequence.rung = rung
 
-    def _choose_rungs(self) -> dict[tuple[Rung, ...], int]:
-        """Prices the slots of the coming forwards and picks each open ladder's rung at that price."""
-        ladders: Counter[tuple[Rung, ...]] = Counter()
-        tokens = slots = context = 0.0
-        for sequence in self.running:
-            context += sequence.cached
-            if not sequence.plan.pinned and sequence.has_pending:
-                ladders[sequence.plan.ladder] += 1
-            elif sequence.has_pending:
-                tokens += self.meter.expected(sequence.rung)
-                slots += sequence.rung.block_length
-        cost = self.cost_model
-        load = Load(cost.base_s + cost.per_context_s * context, cost.slot_price_s(), tokens, slots)
-        return choose_rungs(ladders, load, self.meter)
-
-    def _schedule(self, now: float) -> list[Work]:
+    def _schedule(self, view: View | None, now: float) -> list[Work]:
         """Grants slots and finds pages for them, making room by preemption where it must."""
+        forwards = self.counters.forwards
+        paces = {} if view is None else self.outlook.paces(view)
         wants = [
-            Want(index, sequence.wanted_tokens(), sequence.reading, sequence.last_served, sequence.arrival_s)
+            Want(
+                index,
+                sequence.wanted_tokens(),
+                sequence.reading,
+                forwards - sequence.last_served - 1,
+                sequence.arrival_s,
+                sequence.cached,
+                paces.get(sequence, inf),
+                sequence.plan.weight,
+            )
             for index, sequence in enumerate(self.running)
         ]
         order = list(self.running)
         granted: set[int] = set()
         work: list[Work] = []
-        for grant in share_slots(wants, self.config.max_forward_tokens, self.config.prefill_chunk):
-            sequence = order[grant.index]
+        if paces:
+            self._last_deadline_s = now
+        # The next one with a deadline has to wait for the forward that it finds under way.
+        expected = now - self._last_deadline_s < DEADLINES_EXPECTED_S
+        longest_s = self.config.longest_forward_ms / 1e3 if expected else inf
+        config = self.config
+        grants = share_slots(wants, self.cost_model.cost, config.max_forward_tokens, config.prefill_chunk, longest_s)
+        for grant in grants:
+            sequence = order[grant.name]
             if sequence not in self.running:
                 continue
             granted.add(id(sequence))
@@ -217,7 +254,7 @@ class EngineCore:
             if sequence.first_served_s is None:
                 sequence.first_served_s = now
                 sequence.report.queue_ms = (now - sequence.arrival_s) * 1e3
-            sequence.last_served = self.counters.forwards
+            sequence.last_served = forwards
             work.append(Work(sequence, segment(sequence, grant.tokens), sequence.phase))
         return work
 
@@ -225,30 +262,31 @@ class EngineCore:
         return -(-tokens // self.pool.page_size)
 
     def _ensure_pages(self, sequence: Sequence, end: int, granted: set[int]) -> bool:
-        """Gives the sequence pages up to token `end`, taking them from younger sequences if need be."""
+        """Gives the sequence pages up to token `end`, taking them from less urgent sequences if need be."""
         missing = self._pages_for(end) - len(sequence.pages)
         while missing > 0:
             pages = self.pool.allocate(missing)
             if pages is not None:
                 sequence.pages.extend(pages)
                 return True
-            younger = [
+            mine = sequence.urgency(PATIENCE_S)
+            others = [
                 other
                 for other in self.running
-                if other.arrival_s > sequence.arrival_s and id(other) not in granted and other.pages
+                if other.urgency(PATIENCE_S) > mine and id(other) not in granted and other.pages
             ]
-            if not younger:
+            if not others:
                 return False
-            self._preempt(max(younger, key=lambda other: other.arrival_s))
+            self._preempt(max(others, key=lambda other: other.urgency(PATIENCE_S)))
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Drops a sequence's K/V; it waits in front, and reads its text again when there is room."""
+        """Drops a sequence's K/V; it waits, and reads its text again when there is room."""
         self.running.remove(sequence)
         self.pool.release(sequence.drop_cache())
         sequence.report.preemptions += 1
         self.counters.preemptions += 1
-        self.waiting.appendleft(sequence)
+        self.waiting.append(sequence)
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -256,7 +294,7 @@ class EngineCore:
 
     def _count_end(self, sequence: Sequence) -> None:
         self.counters.finished[sequence.finish_reason or "cancelled"] += 1
-        self._mean_output += 0.05 * (sequence.output_tokens - self._mean_output)
+        self.outlook.ended(sequence.output_tokens)
 
     def _share_pages(self, sequence: Sequence) -> None:
         """Makes pages findable whose every token is committed."""
@@ -280,24 +318,11 @@ class EngineCore:
             item.sequence.report.accelerator_ms += per_slot_ms * tokens
             counters.slots[item.phase.value] += tokens
 
-    def _queued_seconds(self, sequences: Iterable[Sequence]) -> float:
-        """Predicted seconds of forwards until all of `sequences` are done.
 
-        Every slot is paid once; the base of a forward is shared by all that ride in it, so it is paid for as many
-        forwards as the longest sequence needs. Lengths: a sequence has as much ahead of it as recent answers had in
-        all, however long it is already (what has not ended yet is no nearer to its end), at most max_tokens; one that
-        nothing stops goes up to max_tokens.
-        """
-        cost = self.cost_model
-        slots = longest = context = 0.0
-        for sequence in sequences:
-            left = sequence.limits.max_tokens - sequence.output_tokens
-            expected = max(min(self._mean_output, left) if sequence.limits.stop_ids else left, 1.0)
-            forwards = expected / max(self.meter.expected(sequence.rung), 1e-3)
-            slots += sequence.prefill_target - sequence.cached + forwards * sequence.rung.block_length
-            context += forwards * len(sequence.tokens)
-            longest = max(longest, forwards)
-        return cost.base_s * longest + cost.per_token_s * slots + cost.per_context_s * context
+def _may_change(sequence: Sequence) -> bool:
+    """Whether a border is one to think at: AR has one at every token, of which every `AR_BORDERS`th is enough."""
+    ar = sequence.rung.block_length == 1
+    return not ar or not sequence.report.plan or sequence.output_tokens % AR_BORDERS == 0
 
 
 def segment(sequence: Sequence, tokens: int) -> Segment:

@@ -1,48 +1,89 @@
-"""Time of a forward as a function of its tokens and context, fitted online from the engine's own forwards.
+"""Time of a forward as a function of what is in it, fitted online from the engine's own forwards.
 
-t = base + per_token * query_tokens + per_context * context_tokens, in seconds. The price of a slot in the next forward
-follows from it (`slot_price_s`). Fitted by recursive least squares with forgetting; outliers are clipped (Huber), so
-that one stall of the machine does not move the coefficients. Plain floats: it runs after every forward.
+t = base + per_sequence * sequences + per_token * query_tokens + per_context * context_tokens, in seconds, with the
+engine's work around the forward (scheduling, choosing, settling) in it: that is what a deadline has to wait for.
+Fitted by recursive least squares with forgetting; outliers are clipped (Huber), so that one stall of the machine does
+not move the coefficients. Plain floats: it runs after every forward.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass
 from itertools import compress
 from typing import Any
 
 import numpy as np
 
-_TOKEN_UNIT = 100.0
-_CONTEXT_UNIT = 10_000.0
+_UNITS = (1.0, 10.0, 100.0, 10_000.0)
 """Units in which the features are about 1, so that the normal equations are well conditioned."""
+_LEAST_S = (1e-6, 0.0, 1e-9, 0.0)
+_FEATURES = len(_UNITS)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardCost:
+    """The coefficients of a forward's time, seconds. The defaults (a laptop) are what is assumed before any forward.
+
+    Attributes:
+        base_s: any forward. per_sequence_s: a sequence that takes part. per_token_s: a query token (a slot).
+        per_context_s: a key position that a sequence looks at.
+    """
+
+    base_s: float = 4e-3
+    per_sequence_s: float = 1e-5
+    per_token_s: float = 1e-4
+    per_context_s: float = 1e-7
+
+    def own_s(self, tokens: float, context: float) -> float:
+        """What one sequence with `tokens` query tokens and `context` key positions adds to a forward."""
+        return self.per_sequence_s + self.per_token_s * tokens + self.per_context_s * context
+
+    def seconds(self, tokens: float, context: float, sequences: float = 1) -> float:
+        """A whole forward: query tokens and key positions over all its sequences."""
+        rest = self.per_sequence_s * sequences + self.per_token_s * tokens + self.per_context_s * context
+        return max(self.base_s + rest, 1e-6)
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> ForwardCost:
+        """Raises KeyError, TypeError or ValueError on data of another shape."""
+        return ForwardCost(**{name: float(data[name]) for name in ForwardCost.__dataclass_fields__})
 
 
 class ForwardCostModel:
     """Predicts the duration of a forward, with its spread.
 
     Attributes:
-        base_s, per_token_s, per_context_s: the coefficients, seconds.
+        cost: the coefficients as fitted so far.
         observations: forwards seen so far.
     """
 
-    def __init__(self, forgetting: float = 0.998, quantile: float = 0.95) -> None:
+    def __init__(self, forgetting: float = 0.998, quantile: float = 0.95, prior: ForwardCost | None = None) -> None:
         self.forgetting = forgetting
         self.quantile = quantile
         self.observations = 0
-        # A weak prior (4 ms a forward, 0.1 ms a token: a laptop) keeps first predictions sane until there is data.
-        self.base_s, self.per_token_s, self.per_context_s = 4e-3, 1e-4, 1e-7
-        theta = (self.base_s, self.per_token_s * _TOKEN_UNIT, self.per_context_s * _CONTEXT_UNIT)
-        self._moments = [[1e-2 if row == column else 0.0 for column in range(3)] for row in range(3)]
-        self._target = [1e-2 * value for value in theta]
+        # A weak prior keeps first predictions sane until there is data.
+        self.cost = prior or ForwardCost()
+        scaled = [value * unit for value, unit in zip(self.cost.to_dict().values(), _UNITS, strict=True)]
+        places = range(_FEATURES)
+        self._moments = [[1e-2 if row == column else 0.0 for column in places] for row in places]
+        self._target = [1e-2 * value for value in scaled]
         self._spread = 0.2  # mean absolute relative residual
         self._tail = 1.5  # duration / prediction at `quantile`
 
-    def observe(self, query_tokens: float, context_tokens: float, duration_s: float) -> None:
-        """Learns from one forward: its query tokens, the sum of its sequences' key positions, and its duration."""
+    def observe(self, query_tokens: float, context_tokens: float, sequences: float, duration_s: float) -> None:
+        """Learns from one forward.
+
+        Args:
+            query_tokens, context_tokens, sequences: its slots, its sequences' key positions in all, and how many
+                sequences took part.
+        """
         if not (duration_s > 0 and math.isfinite(duration_s)):
             return
-        predicted = self.predict_s(query_tokens, context_tokens)
+        predicted = self.cost.seconds(query_tokens, context_tokens, sequences)
         ratio = duration_s / predicted
         if self.observations >= 20:
             self._tail *= 1 + 0.02 * (self.quantile if ratio > self._tail else self.quantile - 1)
@@ -50,7 +91,8 @@ class ForwardCostModel:
             self._spread += 0.02 * (min(abs(ratio - 1), 2.0) - self._spread)
             limit = max(3 * self._spread, 0.1)
             duration_s = predicted * min(max(ratio, 1 - limit), 1 + limit)
-        features = (1.0, query_tokens / _TOKEN_UNIT, context_tokens / _CONTEXT_UNIT)
+        values = (1.0, sequences, query_tokens, context_tokens)
+        features = [value / unit for value, unit in zip(values, _UNITS, strict=True)]
         # Relative errors matter: a forward of 4 ms and one of 100 ms count alike.
         weight = 1e-4 / predicted**2
         fade = self.forgetting
@@ -64,23 +106,24 @@ class ForwardCostModel:
         if self.observations < 50 or self.observations % 16 == 0:
             self._solve()
 
-    def predict_s(self, query_tokens: float, context_tokens: float, quantile: float = 0.5) -> float:
+    def predict_s(
+        self, query_tokens: float, context_tokens: float, sequences: float = 1, quantile: float = 0.5
+    ) -> float:
         """Seconds of such a forward; above the median, times the tail ratio that was seen (0.95 is what is tracked)."""
-        median = max(self.base_s + self.per_token_s * query_tokens + self.per_context_s * context_tokens, 1e-6)
+        median = self.cost.seconds(query_tokens, context_tokens, sequences)
         if quantile <= 0.5:
             return median
         return median * (1 + (self._tail - 1) * min((quantile - 0.5) / (self.quantile - 0.5), 1.5))
 
-    def slot_price_s(self) -> float:
-        """Seconds that one more slot in a forward costs."""
-        return self.per_token_s
+    @property
+    def tail_ratio(self) -> float:
+        """p95 of a forward's time over its prediction."""
+        return self._tail
 
     def to_dict(self) -> dict[str, Any]:
         """Coefficients and state as plain JSON; `from_dict` goes on from there."""
         return {
-            "base_s": self.base_s,
-            "per_token_s": self.per_token_s,
-            "per_context_s": self.per_context_s,
+            "cost": self.cost.to_dict(),
             "tail_ratio": self._tail,
             "spread": self._spread,
             "observations": self.observations,
@@ -91,24 +134,24 @@ class ForwardCostModel:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> ForwardCostModel:
         """A model that goes on from saved state. Raises KeyError, TypeError or ValueError on data of another shape."""
-        model = ForwardCostModel()
-        model.base_s = float(data["base_s"])
-        model.per_token_s = float(data["per_token_s"])
-        model.per_context_s = float(data["per_context_s"])
+        model = ForwardCostModel(prior=ForwardCost.from_dict(data["cost"]))
         model._tail = float(data["tail_ratio"])
         model._spread = float(data["spread"])
         model.observations = int(data["observations"])
-        model._moments = [[float(data["moments"][row][column]) for column in range(3)] for row in range(3)]
-        model._target = [float(data["target"][row]) for row in range(3)]
+        moments, target = data["moments"], data["target"]
+        if len(moments) != _FEATURES or len(target) != _FEATURES:
+            raise ValueError(f"moments of {len(moments)} features; allowed: {_FEATURES}")
+        model._moments = [[float(row[column]) for column in range(_FEATURES)] for row in moments]
+        model._target = [float(value) for value in target]
         return model
 
     def _solve(self) -> None:
         """Solves the normal equations with non-negative coefficients (dropping the most negative one until none is)."""
         moments, target = np.array(self._moments), np.array(self._target)
-        kept = [True, True, True]
-        theta = np.zeros(3)
+        kept = [True] * _FEATURES
+        theta = np.zeros(_FEATURES)
         while any(kept):
-            active = list(compress(range(3), kept))
+            active = list(compress(range(_FEATURES), kept))
             part = moments[np.ix_(active, active)]
             ridge = np.eye(len(active)) * 1e-9 * max(float(np.trace(part)), 1e-12)
             solution = np.linalg.solve(part + ridge, target[active])
@@ -116,7 +159,7 @@ class ForwardCostModel:
                 theta[active] = solution
                 break
             kept[active[int(solution.argmin())]] = False
-        if theta[0] + theta[1] > 0:
-            self.base_s = float(theta[0])
-            self.per_token_s = float(theta[1]) / _TOKEN_UNIT
-            self.per_context_s = float(theta[2]) / _CONTEXT_UNIT
+        if theta[:3].sum() > 0:
+            values = (float(value) / unit for value, unit in zip(theta, _UNITS, strict=True))
+            # Nothing is free, whatever a fit says: throughput and chunks are quotients of these.
+            self.cost = ForwardCost(*(max(value, least) for value, least in zip(values, _LEAST_S, strict=True)))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.checkpoint.config import ModelConfig
+from engine.checkpoint.identity import check_identity
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.checkpoint.weights import load_draft_adapter, load_weights
 from engine.config import EngineConfig
@@ -32,6 +33,7 @@ from engine.request import GenerationOptions
 from engine.sequence import Sequence
 
 if TYPE_CHECKING:
+    from engine.outlook import Newcomer
     from engine.stats import EngineStats
 
 log = logging.getLogger("stepdial.engine")
@@ -90,8 +92,13 @@ class Engine:
         self._names = itertools.count()
 
     @staticmethod
-    def from_pretrained(path: str | Path, config: EngineConfig | None = None) -> Engine:
-        """Loads a checkpoint directory. Raises CheckpointError with every problem found."""
+    def from_pretrained(
+        path: str | Path, config: EngineConfig | None = None, ladder: tuple[Rung, ...] | None = None
+    ) -> Engine:
+        """Loads a checkpoint directory. Raises CheckpointError with every problem found.
+
+        `ladder`: rungs to use instead of those saved beside the checkpoint.
+        """
         config = config or EngineConfig()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -116,7 +123,7 @@ class Engine:
             Executor(model, pages, page_size),
             PagePool(pages, page_size, config.prefix_reuse),
             Tokenizer.from_dir(path),
-            load_ladder(path),
+            load_ladder(path) if ladder is None else ladder,
             load_cost_model(config.cost_model),
         )
 
@@ -195,7 +202,26 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot of queue, pages, counters and coefficients."""
-        return self.core.stats()
+        return self.core.stats(self._arriving())
+
+    def present(self) -> list[Sequence]:
+        """All open sequences, those included that the loop has not taken in yet. To read, not to change."""
+        return [*self.core.running, *self.core.waiting, *self._arriving()]
+
+    def rung_for(self, newcomer: Newcomer) -> Rung | None:
+        """The rung that a new request can start on so that it and all others keep their deadlines, None if on none."""
+        return self.core.outlook.rung_for(newcomer, self.present(), self.core.clock())
+
+    def earliest_s(self, newcomer: Newcomer) -> float:
+        """The shortest deadline, in seconds from now, with which `rung_for` would let the request in."""
+        return self.core.outlook.earliest_s(newcomer, self.present(), self.core.clock())
+
+    def queued_s(self, sequences: Seq[Sequence]) -> float:
+        """Predicted seconds of forwards until all of `sequences` are done."""
+        return self.core.outlook.queued_s(sequences)
+
+    def _arriving(self) -> list[Sequence]:
+        return [sequence for action, sequence in list(self._inbox) if action == "add"]
 
     def _sequence(
         self, prompt: Seq[int], options: GenerationOptions | None, plan: Plan | None, request_id: str | None
@@ -269,11 +295,13 @@ def load_ladder(path: str | Path) -> tuple[Rung, ...]:
     if not file.is_file():
         return ()
     try:
-        rungs = tuple(Rung.from_dict(entry) for entry in json.loads(file.read_text(encoding="utf-8"))["rungs"])
+        data = json.loads(file.read_text(encoding="utf-8"))
+        rungs = tuple(Rung.from_dict(entry) for entry in data["rungs"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} is not a ladder: {error!r}") from None
     if not 1 <= len(rungs) <= MAX_RUNGS:
         raise CheckpointError(f"{file} has {len(rungs)} rungs; allowed: 1 to {MAX_RUNGS}")
+    check_identity(path, data, LADDER_FILE)
     return rungs
 
 

@@ -39,8 +39,8 @@ class Executor:
     def batch(self, segments: list[Segment]) -> ForwardBatch:
         """Lays out the next forward."""
         config = self.model.config
-        heads_per_kv_head = config.num_heads // config.num_kv_heads
-        return build_batch(segments, self.page_size, heads_per_kv_head, self.model.dtype, self.model.head.packed)
+        packed = self.model.head.packed
+        return build_batch(segments, self.page_size, config.num_heads, config.num_kv_heads, self.model.dtype, packed)
 
     def run(self, batch: ForwardBatch) -> Tensor:
         """One forward; returns float32 logits `[wanted, vocab]` in the order the segments asked for them."""

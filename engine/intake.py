@@ -74,10 +74,13 @@ class Intake:
             report=Report(seed=seed, prompt_tokens=len(prompt)),
             arrival_s=now,
             cache_salt=options.cache_salt,
-            score=options.audit not in (None, "off") or plan.first.audit != "off",
+            score=options.audit not in (None, "off") or any(rung.audit != "off" for rung in plan.rungs),
         )
-        if options.on_deadline == "cut" and options.latency_slo_ms is not None:
-            sequence.cut_at_s = now + options.latency_slo_ms / 1e3
+        if options.latency_slo_ms is not None:
+            sequence.due_s = now + options.latency_slo_ms / 1e3
+            sequence.cut = options.on_deadline == "cut"
+        if options.ttft_slo_ms is not None:
+            sequence.first_due_s = now + options.ttft_slo_ms / 1e3
         if open_thinking(sequence.tokens, limits.think_open, limits.think_close):
             sequence.thinking_from = 0
         return sequence

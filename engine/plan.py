@@ -120,6 +120,9 @@ class Plan:
             output offset of a block's first token, its pending one.
         predicted_p95_ms: the planner's prediction, arrival to last byte; None without one.
         slo_ms: total latency asked for; None without one.
+        expected_tokens: output length that the planner reckoned with; None = as recent answers had.
+        weight: share of the forwards against others without a deadline, and who goes first when not all deadlines can
+            be kept; 1 is a request of no particular tier.
         reason: one sentence on what was chosen and why.
     """
 
@@ -128,6 +131,8 @@ class Plan:
     schedule: tuple[tuple[int, Rung], ...] = ()
     predicted_p95_ms: float | None = None
     slo_ms: float | None = None
+    expected_tokens: int | None = None
+    weight: float = 1.0
     reason: str = ""
 
     def __post_init__(self) -> None:
@@ -140,6 +145,11 @@ class Plan:
     def pinned(self) -> bool:
         """Whether nothing is left to the engine."""
         return len(self.ladder) == 1 or bool(self.schedule)
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """Every rung that may be used."""
+        return tuple(rung for _, rung in self.schedule) or self.ladder
 
     @property
     def first(self) -> Rung:
@@ -160,6 +170,8 @@ class Plan:
             "schedule": [{"from_token": at, **rung.to_dict()} for at, rung in self.schedule],
             "predicted_p95_ms": self.predicted_p95_ms,
             "slo_ms": self.slo_ms,
+            "expected_tokens": self.expected_tokens,
+            "weight": self.weight,
             "reason": self.reason,
         }
 
@@ -171,6 +183,8 @@ class Plan:
             schedule=tuple((entry["from_token"], Rung.from_dict(entry)) for entry in data.get("schedule", ())),
             predicted_p95_ms=data.get("predicted_p95_ms"),
             slo_ms=data.get("slo_ms"),
+            expected_tokens=data.get("expected_tokens"),
+            weight=data.get("weight", 1.0),
             reason=data.get("reason", ""),
         )
 

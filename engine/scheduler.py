@@ -1,59 +1,121 @@
-"""Who gets the slots of the next forward. Pure: plain data in, plain data out."""
+"""Who gets the slots of the next forward. Pure: plain data in, plain data out.
+
+Everybody with a deadline takes part, those that advance before those that read, the tightest pace first. Sequences
+without one fill the forward up to the tightest pace, longest waiting first; one that has waited for `PATIENCE` forwards
+takes part whatever the deadlines are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from engine.cost_model import ForwardCost
+
+PATIENCE = 8
+"""Forwards after which a sequence without a deadline takes part in any case: nothing starves."""
+SMALLEST_CHUNK = 16
+"""Prompt tokens below which a chunk is not worth its place in a forward."""
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
+class Want(NamedTuple):
     """What a sequence asks of the next forward.
 
     Attributes:
-        index: the caller's name for the sequence.
+        name: the caller's, for the sequence.
         tokens: query tokens; a prefill may get fewer, everything else all or nothing.
         prefill: whether it is a prompt (or a recomputed prefix) being read.
-        last_served: number of the forward it last took part in, -1 for none.
+        waited: forwards since it last took part.
         arrival: order of arrival.
+        context: key positions that it looks at.
+        pace_s: the longest forward that keeps its deadline; inf without one.
+        weight: of its tier; a larger one waits less.
     """
 
-    index: int
+    name: int
     tokens: int
     prefill: bool
-    last_served: int
+    waited: int
     arrival: float
+    context: int = 0
+    pace_s: float = inf
+    weight: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """`tokens` slots for the sequence `index`."""
+class Grant(NamedTuple):
+    """`tokens` slots for the sequence `name`."""
 
-    index: int
+    name: int
     tokens: int
 
 
-def share_slots(wants: Seq[Want], max_tokens: int, prefill_chunk: int) -> list[Grant]:
-    """Fills one forward with up to `max_tokens` slots.
+def share_slots(
+    wants: Seq[Want], cost: ForwardCost, max_tokens: int, prefill_chunk: int, longest_s: float = inf
+) -> list[Grant]:
+    """Fills one forward with up to `max_tokens` slots, and about `longest_s` seconds.
 
-    Running canvases and single tokens go first, the one that waited longest before the others, so that all of them
-    advance when not all fit. Prompts share what is left, oldest first, in chunks of at most `prefill_chunk`; one chunk
-    (or a quarter of the forward, if that is less) is kept for them, so that a full house never stalls a new request.
+    One prompt chunk (or a quarter of the forward, if that is less) is kept for the first prompt in line, so that a full
+    house never stalls a new request. Prompts are cut to what the tightest pace leaves.
     """
-    prompts = sorted((want for want in wants if want.prefill), key=lambda want: want.arrival)
-    running = sorted((want for want in wants if not want.prefill), key=lambda want: (want.last_served, want.arrival))
+    timed = sorted((want for want in wants if want.pace_s < inf), key=lambda want: (want.pace_s, want.arrival))
+    advancing = [want for want in timed if not want.prefill]
+    reading = [want for want in timed if want.prefill]
+    patient = sorted((want for want in wants if want.pace_s == inf), key=_turn)
+    prompts = [*reading, *(want for want in patient if want.prefill)]
     reserved = min(prefill_chunk, max(max_tokens // 4, 1), prompts[0].tokens) if prompts else 0
-    grants: list[Grant] = []
-    left = max_tokens - reserved
-    for want in running:
-        if want.tokens <= left:
-            grants.append(Grant(want.index, want.tokens))
-            left -= want.tokens
-    left += reserved
-    for want in prompts:
-        tokens = min(want.tokens, prefill_chunk, left)
-        if tokens <= 0:
-            break
-        grants.append(Grant(want.index, tokens))
-        left -= tokens
-    return grants
+    limit_s = min(timed[0].pace_s if timed else inf, longest_s)
+    forward = _Forward(cost, limit_s, max_tokens, reserved, prefill_chunk)
+    for want in [*advancing, *reading]:
+        forward.add(want, insist=True)
+    overdue = max(patient, key=lambda want: want.waited, default=None)
+    if timed and overdue is not None and overdue.waited >= PATIENCE:
+        patient.remove(overdue)
+        forward.add(overdue, insist=True)
+    for want in patient:
+        # However long one of them takes alone, it has to run some time.
+        forward.add(want, insist=not forward.grants)
+    return forward.grants
+
+
+def _turn(want: Want) -> tuple[bool, float, float]:
+    """The order of those without a deadline: whoever waited longest by weight, then prompts as they arrived."""
+    waited = 0.0 if want.prefill else -(want.waited + 1) * want.weight
+    return (want.prefill, waited, want.arrival)
+
+
+class _Forward:
+    """A forward that is being filled."""
+
+    def __init__(self, cost: ForwardCost, limit_s: float, max_tokens: int, reserved: int, prefill_chunk: int) -> None:
+        self.cost = cost
+        self.limit_s = limit_s
+        self.left = max_tokens
+        self.reserved = reserved
+        self.prefill_chunk = prefill_chunk
+        self.used_s = cost.base_s
+        self.grants: list[Grant] = []
+
+    def add(self, want: Want, insist: bool = False) -> None:
+        """Takes the sequence in if there is room; `insist`: however long the forward becomes."""
+        tokens = self._chunk(want, insist) if want.prefill else want.tokens
+        room = self.left if want.prefill else self.left - self.reserved
+        seconds = self.cost.own_s(tokens, want.context)
+        if not 0 < tokens <= room or not (insist or self.used_s + seconds <= self.limit_s):
+            return
+        self.grants.append(Grant(want.name, tokens))
+        self.left -= tokens
+        self.used_s += seconds
+        if want.prefill:
+            self.reserved = 0
+
+    def _chunk(self, want: Want, insist: bool) -> int:
+        """Prompt tokens that fit; when there is hardly room, the smallest chunk or, unless it has to be, none."""
+        most = min(want.tokens, self.prefill_chunk, self.left)
+        spare_s = self.limit_s - self.used_s - self.cost.own_s(0, want.context)
+        if self.cost.per_token_s * most <= spare_s:
+            return most
+        fitting = min(most, max(0, int(spare_s / self.cost.per_token_s)))
+        smallest = min(SMALLEST_CHUNK, most)
+        return fitting if fitting >= smallest else smallest * insist

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from engine.decoding.rung_choice import Ladder, ladder_of
 from engine.events import FinishReason, Report
 from engine.output import Output
 from engine.plan import Plan, Rung
@@ -85,8 +86,10 @@ class Sequence:
         cached: leading tokens with K/V. pages: the K/V pages, in order. page_keys: hash chain of its full pages.
         settled: output tokens that are decided and may be shown (pending is shown late by diffusion).
         score: whether log p_AR of the output is wanted; logprobs: (output offset, log p_AR) as the looks find them.
-        cut_at_s: deadline at which the text is cut, engine clock.
-        thinking_from: output offset at which an open thinking section began, else None.
+        due_s, first_due_s: deadlines of the whole answer and of its first text, engine clock; None without one.
+        cut: whether the text is cut at `due_s` (`on_deadline: cut`).
+        given_up: whether its deadlines were given up so that others could be kept; it goes on as one without.
+        ladder: the plan's rungs. thinking_from: output offset at which an open thinking section began, else None.
         last_served: number of the last forward it took part in. block_forwards: forwards spent on the open block.
     """
 
@@ -102,7 +105,10 @@ class Sequence:
     arrival_s: float
     cache_salt: str | None = None
     score: bool = False
-    cut_at_s: float | None = None
+    due_s: float | None = None
+    first_due_s: float | None = None
+    cut: bool = False
+    given_up: bool = False
     cached: int = 0
     has_pending: bool = False
     canvas: Canvas | None = None
@@ -116,6 +122,18 @@ class Sequence:
     block_forwards: int = 0
     first_served_s: float | None = None
     logprobs: list[tuple[int, float]] = field(default_factory=list)
+    ladder: Ladder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ladder = ladder_of(self.plan.ladder)
+        if not self.plan.schedule:
+            # The ladder's own object: rungs are told apart by identity while the engine runs.
+            self.rung = self.ladder.rungs[self.plan.start]
+
+    @property
+    def timed(self) -> bool:
+        """Whether it has a deadline."""
+        return self.due_s is not None or self.first_due_s is not None
 
     @property
     def output(self) -> list[int]:
@@ -152,6 +170,13 @@ class Sequence:
     def reading(self) -> bool:
         """Whether the prompt, or text whose K/V was dropped, is still being read."""
         return self.cached < self.prefill_target
+
+    def urgency(self, patience_s: float) -> tuple[float, float]:
+        """The order in which memory is given out, smallest first: by deadline. Without one, the answer is due
+        `patience_s` (less for a larger weight) after its arrival, so that nothing waits for ever.
+        """
+        due = self.due_s if self.due_s is not None else self.arrival_s + patience_s / self.plan.weight
+        return (due, self.arrival_s)
 
     def wanted_tokens(self) -> int:
         """Query tokens of the next forward (of a prefill: all that are left)."""

@@ -14,7 +14,9 @@ class EngineStats:
     Attributes:
         waiting, running: sequences without and with K/V. waiting_tokens: prompt tokens still to be read.
         pages_total, pages_in_use: of K/V, `page_size` tokens each.
+        open_slots, open_context: query tokens and key positions of a forward in which all of them take part.
         queue_s: predicted seconds of forwards that are waiting plus running.
+        timed_sequences, timed_slots, timed_context, timed_s: the same of those with a deadline.
         forwards, forward_s: forwards so far and seconds spent in them; busy_s adds the engine's own work.
         slots: query tokens so far by kind (`prefill`, `draft`, `look`).
         generated_tokens: settled output tokens by mode. finished: sequences by how they ended.
@@ -29,7 +31,13 @@ class EngineStats:
     pages_total: int = 0
     pages_in_use: int = 0
     page_size: int = 0
+    open_slots: int = 0
+    open_context: int = 0
     queue_s: float = 0.0
+    timed_sequences: int = 0
+    timed_slots: int = 0
+    timed_context: int = 0
+    timed_s: float = 0.0
     forwards: int = 0
     forward_s: float = 0.0
     busy_s: float = 0.0

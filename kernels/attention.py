@@ -10,7 +10,9 @@ batch: `folded_rows` and `padded_keys` keep MKL's matrix products in shapes whos
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,6 +42,41 @@ def folded_rows(rows: int, heads_per_kv_head: int) -> int:
     return -(-rows * heads_per_kv_head // MIN_PRODUCT_ROWS) * MIN_PRODUCT_ROWS
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Folding:
+    """Where heads and product rows of a group lie, as indices for one gather each way.
+
+    Attributes:
+        into: int64 `[sequences * kv_heads * folded_rows]`, of the rows `[tokens * width]` of heads (width: heads of a
+            token in that tensor), counted from the group's first; padding repeats the first row of its sequence.
+        back: int64 `[tokens * heads]`, of the product rows.
+    """
+
+    into: Tensor
+    back: Tensor
+
+
+@lru_cache(maxsize=1024)
+def folding(sequences: int, rows: int, kv_heads: int, heads_per_kv_head: int, width: int) -> Folding:
+    """The folding of a group's shape. The heads of a K/V head are rows of one product, head after head.
+
+    Args:
+        width: heads of a token in the tensor that queries are read from, of which the first are the query heads.
+    """
+    folded = folded_rows(rows, heads_per_kv_head)
+    heads = kv_heads * heads_per_kv_head
+    # source[sequence, kv head, head of it, row] as a row of [tokens * width]
+    token = np.arange(sequences)[:, None, None, None] * rows + np.arange(rows)
+    head = np.arange(heads).reshape(1, kv_heads, heads_per_kv_head, 1)
+    source = (token * width + head).reshape(sequences, kv_heads, heads_per_kv_head * rows)
+    padding = np.repeat(source[:, :, :1], folded - heads_per_kv_head * rows, axis=2)
+    into = np.concatenate((source, padding), axis=2)
+    # back[sequence, row, kv head, head of it] as a row of [sequences * kv_heads * folded]
+    place = np.arange(heads_per_kv_head) * rows + np.arange(rows)[:, None]
+    product = np.arange(sequences * kv_heads).reshape(sequences, 1, kv_heads, 1) * folded + place[None, :, None, :]
+    return Folding(torch.from_numpy(into.reshape(-1)), torch.from_numpy(product.reshape(-1)))
+
+
 @dataclass(slots=True)
 class AttentionGroup:
     """Sequences with the same number of query rows and the same padded number of keys: one kernel call.
@@ -47,6 +84,7 @@ class AttentionGroup:
     Attributes:
         start: first row of the group in the batch; its rows are contiguous, sequence after sequence.
         sequences, rows: so many sequences of so many query rows each.
+        fold: how their query heads become rows of products, and back.
         key_slots: int64 `[sequences * keys]`, the K/V slot of every key position (a null slot beyond the table).
         mask: `[sequences, 1, folded_rows, keys]` additive, 0 below a row's reach and -inf from there on; all heads of
             a K/V head are rows of one product, head after head, padded at the end. Where all rows of a sequence have
@@ -56,6 +94,7 @@ class AttentionGroup:
     start: int
     sequences: int
     rows: int
+    fold: Folding
     key_slots: Tensor
     mask: Tensor
 
@@ -70,29 +109,29 @@ def reach_attention(query: Tensor, kv: Tensor, groups: list[AttentionGroup], sca
     """Attends every query row to its sequence's keys below its reach.
 
     Args:
-        query: `[tokens, heads, head_dim]`; rows after the last group's are padding.
+        query: `[tokens, width, head_dim]`, contiguous; the first heads of each token are its query heads (the others,
+            its keys, are passed over). Rows after the last group's are padding.
         kv: `[slots, 2, kv_heads, head_dim]`, keys and values of one layer; a slot is one contiguous row.
         groups: in row order, covering all rows that are not padding.
         scale: of the scores, head_dim ** -0.5.
 
     Returns `[tokens, heads * head_dim]`, zero for padding rows. Query head h uses K/V head h // (heads / kv_heads).
     """
-    tokens, heads, dim = query.shape
+    tokens, width, dim = query.shape
     kv_heads = kv.shape[2]
-    fold = heads // kv_heads
+    flat = query.view(tokens * width, dim)
     parts: list[Tensor] = []
+    done = 0
     for group in groups:
-        count, rows, keys = group.sequences, group.rows, group.mask.shape[-1]
-        padding = folded_rows(rows, fold) - fold * rows
-        q = query[group.start : group.start + count * rows].view(count, rows, kv_heads, fold, dim)
-        q = q.permute(0, 2, 3, 1, 4).reshape(count, kv_heads, fold * rows, dim)
-        if padding:
-            q = torch.cat((q, q[:, :, :1].expand(-1, -1, padding, -1)), dim=2)
+        count, keys = group.sequences, group.mask.shape[-1]
+        fold = group.fold
+        rows = flat[group.start * width :] if group.start else flat
+        q = rows.index_select(0, fold.into).view(count, kv_heads, -1, dim)
         k, v = kv.index_select(0, group.key_slots).view(count, keys, 2, kv_heads, dim).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, scale=scale)
-        attended = attended[:, :, : fold * rows].reshape(count, kv_heads, fold, rows, dim)
-        parts.append(attended.permute(0, 3, 1, 2, 4).reshape(count * rows, heads * dim))
-    done = sum(part.shape[0] for part in parts)
+        group_rows = count * group.rows
+        parts.append(attended.reshape(-1, dim).index_select(0, fold.back).view(group_rows, -1))
+        done += group_rows
     if done < tokens:
-        parts.append(query.new_zeros(tokens - done, heads * dim))
+        parts.append(query.new_zeros(tokens - done, parts[0].shape[1]))
     return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -1,9 +1,12 @@
-"""Which rung a sequence uses next: the price of a slot, and the rung that is worth most at that price.
+"""Which rung a sequence uses next: what gives most for its price, and what its deadline asks for.
 
-The engine's throughput is sum(tokens per forward) / (time of a forward), and the time grows with the slots that the
-sequences take. Maximising such a ratio is a fractional program (Dinkelbach 1967): at the best throughput w, every
-sequence takes the rung with the largest  tokens - w * seconds_per_slot * slots.  So w * seconds_per_slot is what a
-slot costs in tokens, and one number couples all sequences.
+The engine's throughput is sum(tokens per forward) / (time of a forward), and the time grows with what the sequences
+take. Maximising such a ratio is a fractional program (Dinkelbach 1967): at the best throughput w, every sequence takes
+the rung with the largest  tokens - w * seconds.  So w is the price of a second of the engine in tokens, and one number
+couples all sequences.
+
+A deadline comes before that: from the rung that is worth most it steps to ones that need fewer forwards, of the same
+quality first and of a lower one only when none of those is in time (`engine/pace.py`).
 """
 
 from __future__ import annotations
@@ -11,10 +14,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from engine.plan import Rung
+from engine.pace import Step
+
+if TYPE_CHECKING:
+    from engine.cost_model import ForwardCost
+    from engine.plan import Rung
 
 Policy = tuple[object, ...]
+SAME_QUALITY = 1e-6
+OVERRUN_TOKENS = 32
+"""What a sequence is taken to have ahead of it once it is longer than was expected: what has not ended is no nearer to
+its end."""
 
 
 class TokensPerForward:
@@ -49,41 +62,127 @@ class Load:
     """What shares the forward with the sequences whose rung is to be chosen.
 
     Attributes:
-        fixed_s: seconds of a forward that do not depend on the choice (base and context).
-        slot_s: seconds per slot.
-        tokens, slots: of the pinned sequences.
+        fixed_s: seconds of a forward that do not depend on the choice: its base, and what pinned sequences add.
+        tokens: that the pinned sequences get out of a forward.
     """
 
     fixed_s: float
-    slot_s: float
     tokens: float
-    slots: float
 
 
-def choose_rungs(
-    ladders: Mapping[tuple[Rung, ...], int], load: Load, meter: TokensPerForward, rounds: int = 8
-) -> dict[tuple[Rung, ...], int]:
-    """The rung (index) for each ladder, where `ladders` counts the sequences that have it.
+@dataclass(frozen=True, eq=False, slots=True)
+class Ladder:
+    """A plan's rungs, best to fastest, told apart by identity: one object for all requests with equal rungs.
 
-    At equal worth the earlier rung wins, so quality is never given up for nothing.
+    Attributes:
+        groups: indices of rungs of equal expected quality, best first. All exact rungs are equal; a rung without a
+            number is a group of its own, in the place that the ladder gives it.
     """
-    worth = {ladder: [(meter.expected(rung), float(rung.block_length)) for rung in ladder] for ladder in ladders}
-    choice = dict.fromkeys(ladders, 0)
-    throughput = 0.0
+
+    rungs: tuple[Rung, ...]
+    groups: tuple[tuple[int, ...], ...]
+
+    def equals(self, rung: Rung) -> tuple[Rung, ...]:
+        """The rungs of the same expected quality as `rung`, itself included; `rung` alone if it is none of these."""
+        for group in self.groups:
+            if any(self.rungs[index] is rung for index in group):
+                return tuple(self.rungs[index] for index in group)
+        return (rung,)
+
+
+@lru_cache(maxsize=4096)
+def ladder_of(rungs: tuple[Rung, ...]) -> Ladder:
+    """The ladder of these rungs."""
+    groups: list[list[int]] = []
+    order = list(range(len(rungs)))
+    known = all(rung.expected_quality is not None for rung in rungs)
+    if known:
+        order.sort(key=lambda index: -(rungs[index].expected_quality or 0.0))
+    for index in order:
+        if groups and _equal(rungs[groups[-1][0]], rungs[index], known):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return Ladder(rungs, tuple(tuple(sorted(group)) for group in groups))
+
+
+def _equal(one: Rung, other: Rung, known: bool) -> bool:
+    if one.exact and other.exact:
+        return True
+    return known and abs((one.expected_quality or 0.0) - (other.expected_quality or 0.0)) <= SAME_QUALITY
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What the rungs of a ladder give and take, by index.
+
+    Attributes:
+        tokens: per forward. own_s: seconds added to a forward, without the context, which is the same on every rung.
+    """
+
+    tokens: tuple[float, ...]
+    own_s: tuple[float, ...]
+
+
+def worth_of(ladder: Ladder, cost: ForwardCost, meter: TokensPerForward) -> Worth:
+    """As calibrated and measured so far."""
+    return Worth(
+        tuple(meter.expected(rung) for rung in ladder.rungs),
+        tuple(cost.own_s(rung.block_length, 0) for rung in ladder.rungs),
+    )
+
+
+def throughput(
+    ladders: Mapping[Ladder, tuple[int, float]], worth: Mapping[Ladder, Worth], load: Load, rounds: int = 8
+) -> float:
+    """The best tokens per second that these sequences can make together, each on a rung of its ladder's best quality.
+
+    Args:
+        ladders: for each ladder, how many sequences have it and the seconds that their contexts add to a forward.
+    """
+    best = 0.0
     for _ in range(rounds):
-        tokens, slots = load.tokens, load.slots
-        for ladder, count in ladders.items():
-            gained, used = worth[ladder][choice[ladder]]
-            tokens += gained * count
-            slots += used * count
-        throughput = max(throughput, tokens / (load.fixed_s + load.slot_s * slots))
-        price = throughput * load.slot_s
-        best = {ladder: _most_valuable(values, price) for ladder, values in worth.items()}
-        if best == choice:
+        tokens, seconds = load.tokens, load.fixed_s
+        for ladder, (count, context_s) in ladders.items():
+            values = worth[ladder]
+            index = most_valuable(values, ladder.groups[0], best)
+            tokens += values.tokens[index] * count
+            seconds += values.own_s[index] * count + context_s
+        if tokens / seconds <= best * (1 + 1e-6):
             break
-        choice = best
-    return choice
+        best = tokens / seconds
+    return best
 
 
-def _most_valuable(values: Seq[tuple[float, float]], price: float) -> int:
-    return max(range(len(values)), key=lambda index: (values[index][0] - price * values[index][1], -index))
+def most_valuable(worth: Worth, indices: Seq[int], price: float) -> int:
+    """The index, of those given, that is worth most at `price` tokens a second; the earlier one at equal worth."""
+    return max(indices, key=lambda index: (worth.tokens[index] - price * worth.own_s[index], -index))
+
+
+def steps_down(ladder: Ladder, worth: Worth, price: float, first_group: int = 0) -> tuple[Step, ...]:
+    """The rungs from the one that is worth most at `price`, each needing fewer forwards than the one before.
+
+    Within a quality the ones that add least to a forward come first; `first_group` is the quality to begin with.
+    """
+    best = most_valuable(worth, ladder.groups[first_group], price)
+    chosen = [best]
+    for group in ladder.groups[first_group:]:
+        for index in sorted(group, key=lambda index: worth.own_s[index]):
+            if worth.tokens[index] > worth.tokens[chosen[-1]]:
+                chosen.append(index)
+    return tuple(step_of(ladder.rungs[index], index, worth.tokens[index], worth.own_s[index]) for index in chosen)
+
+
+def step_of(rung: Rung, index: int, tokens: float, own_s: float) -> Step:
+    """A rung for `engine/pace.py`. The last block is rarely full, which costs half a block's forwards on average."""
+    block_forwards = min(rung.refinement_steps, rung.block_length - 1) + 1.0
+    rest = 0.5 * block_forwards if rung.block_length > 1 else 0.0
+    # Diffusion shows a block when it is done; AR and self-speculation what the prompt's last row chose.
+    first_forwards = block_forwards if rung.is_diffusion else 1.0
+    return Step(index, max(tokens, 1e-3), rest, first_forwards, own_s)
+
+
+def tokens_ahead(output_tokens: int, expected_tokens: float, max_tokens: int) -> float:
+    """Output tokens that a sequence is expected to make yet."""
+    ahead = expected_tokens - output_tokens
+    return max(1.0, min(ahead if ahead > 0 else OVERRUN_TOKENS, max_tokens - output_tokens))

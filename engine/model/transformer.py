@@ -74,19 +74,20 @@ class Transformer:
         cos, sin = rotary(batch.positions, self.frequencies, self.rope_factor, self.dtype)
         stretch = None
         if batch.last_position >= config.rope.original_max_position_embeddings:
-            stretch = query_scale(batch.positions, config.rope, self.dtype)
+            # Keys keep their size: times exactly 1.
+            stretch = query_scale(batch.positions, config.rope, self.dtype).repeat(1, heads + kv_heads, 1)
+            stretch[:, heads:] = 1
         x = F.embedding(batch.token_ids, self.embedding)
         for index, layer in enumerate(self.layers):
             projected = layer.qkv(rms_norm(x, layer.input_norm, eps)).view(-1, heads + 2 * kv_heads, dim)
             rotated = apply_rotary(projected[:, : heads + kv_heads], cos, sin)
-            query = rotated[:, :heads]
             if stretch is not None:
-                query = query * stretch
+                rotated = rotated * stretch
             cache = kv[index]
             cache.index_copy_(
                 0, batch.slots, torch.stack((rotated[:, heads:], projected[:, heads + kv_heads :]), dim=1)
             )
-            attended = reach_attention(query, cache, batch.groups, scale)
+            attended = reach_attention(rotated, cache, batch.groups, scale)
             x = x + self._output(index, layer, attended, batch.draft_rows, batch.draft_count)
             gate, up = layer.gate_up(rms_norm(x, layer.post_norm, eps)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)

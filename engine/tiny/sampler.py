@@ -30,7 +30,7 @@ class Sampler:
     """Draws tasks. Each has a level (0..1, the size of its answers) that rises when it is learned.
 
     `exact` holds a running AR exact match of each task at its level, `denoised` how often every mask of a row was right
-    in the joint phase, both on data never seen before.
+    in the joint phase, both on data never seen before. `more` multiplies the weight of single tasks.
     """
 
     tokenizer: Tokenizer
@@ -38,12 +38,13 @@ class Sampler:
     exact: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 0.0))
     denoised: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 0.0))
     level: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 0.05))
+    more: dict[str, float] = field(default_factory=dict)
 
     def weight(self, task: str, joint: bool) -> float:
         """How often `task` is drawn: what is wrong more often comes more often, long answers down to half as often."""
         length = 1 - 0.5 * self.level[task] if task in LONG else 1.0
         wrong = (1 - self.exact[task]) + 0.5 * (1 - self.level[task]) + 2 * joint * (1 - self.denoised[task])
-        return (0.25 + wrong) * length
+        return (0.25 + wrong) * length * self.more.get(task, 1.0)
 
     def size(self, task: str, progress: float) -> float:
         """Mostly the task's level, sometimes less."""

@@ -2,7 +2,8 @@
 
 AR alone first, then AR + 0.3 x diffusion (contract 7.5). The same command resumes a run: DIR/state.pt holds all of it.
 Progress (0..1) drives every schedule and reaches 1 when the time is up, however often the process was stopped; a file
-DIR/FINISH starts the final decay at once (its text: minutes that are left, default 10).
+DIR/FINISH starts the final decay at once (its text: minutes that are left, default 10). `--start CHECKPOINT` goes on
+from exported weights, in the joint phase and with answers of full length.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
+from engine.tiny.export import load
 from engine.tiny.network import Network, Shape
 from engine.tiny.objective import collate
 from engine.tiny.optimizer import optimizers
@@ -32,6 +34,7 @@ DECAY_AT = 0.78
 DIFFUSION_WEIGHT = 0.3
 WARM_UP_STEPS = 60
 SAVE_EVERY_S = 120.0
+START_AT = 0.6  # progress of a run that goes on from exported weights
 MICRO_BATCH = 2048  # padded tokens; more fall out of a core's cache
 
 
@@ -112,14 +115,16 @@ def train(
     seed: int,
     rank: int,
     diffusion_weight: float,
+    start: Path | None,
+    more: dict[str, float],
 ) -> None:
     """Runs until the time is up; see the module's text."""
     torch.manual_seed(seed)
-    network = Network(Shape())
+    network = Network(Shape()) if start is None else load(start).train()
     peak = optimizers(network, *rates)
     for optimizer in peak:
         optimizer.param_groups[0]["peak"] = optimizer.param_groups[0]["lr"]
-    sampler = Sampler(Tokenizer.from_file(str(tokenizer_path)), Random(f"{seed} {rank}"))
+    sampler = Sampler(Tokenizer.from_file(str(tokenizer_path)), Random(f"{seed} {rank}"), more=more)
     clock = Clock(0.0, time.time() + 60 * minutes)
     state_path, step, seen, active_s = run / "state.pt", 0, 0, 0.0
     if state_path.exists():
@@ -132,6 +137,9 @@ def train(
         sampler.level |= {task: value for task, value in state.get("level", {}).items() if task in sampler.level}
         sampler.rng.seed(f"{seed} {rank} {state['step']}")
         step, seen, active_s, clock.progress = state["step"], state["tokens"], state["active_s"], state["progress"]
+    elif start is not None:
+        sampler.level = dict.fromkeys(sampler.level, 1.0)
+        clock.progress = START_AT
     compiled = torch.compile(network, dynamic=True)
     saved_at = logged_at = time.time()
     recent: list[list[float]] = []
@@ -242,6 +250,8 @@ def main() -> None:
     parser.add_argument("--matrix-rate", type=float, default=0.008, help="Muon's peak learning rate")
     parser.add_argument("--other-rate", type=float, default=3e-3, help="AdamW's peak learning rate")
     parser.add_argument("--diffusion-weight", type=float, default=DIFFUSION_WEIGHT, help="of the diffusion loss")
+    parser.add_argument("--start", type=Path, help="a checkpoint whose weights a new run goes on from")
+    parser.add_argument("--more", nargs="*", default=[], help="tasks to draw more often, as TASK=FACTOR")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each, which beat threads here")
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0)
@@ -270,6 +280,8 @@ def main() -> None:
         arguments.seed,
         arguments.rank,
         arguments.diffusion_weight,
+        arguments.start,
+        {task: float(factor) for task, factor in (part.split("=") for part in arguments.more)},
     )
     for child in children:
         child.wait()

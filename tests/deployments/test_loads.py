@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+import pytest
+
 from deployments.history import OutputLengths, Quantile
 from deployments.load import LoadMeter, ReplicaLoad
 from deployments.load_board import LoadBoard
@@ -12,21 +17,20 @@ from engine.plan import diffusion, self_speculation
 from engine.stats import EngineStats
 
 
-def stats(forwards: int, slots: int, forward_s: float, busy_s: float, running: int = 2) -> EngineStats:
+def stats(**values: Any) -> EngineStats:
     return EngineStats(
-        running=running, forwards=forwards, slots={"look": slots}, forward_s=forward_s, busy_s=busy_s, queue_s=1.0,
-        cost_model=ForwardCostModel().to_dict(),
+        **{"running": 2, "waiting": 1, "open_slots": 60, "open_context": 50, "queue_s": 1.0,
+           "cost_model": ForwardCostModel().to_dict(), **values}
     )  # fmt: skip
 
 
-def test_the_meter_gives_means_of_the_last_window() -> None:
-    meter = LoadMeter("a", 256)
-    meter.read(stats(10, 100, 1.0, 1.1), 1.0, 60, 50, {})
-    load = meter.read(stats(20, 700, 2.0, 2.3), 2.0, 60, 50, {"ar": 1.2})
-    assert (load.slots, load.context) == (60, 50)
-    assert abs(load.engine_s - 0.02) < 1e-12
+def test_a_load_says_what_the_open_requests_put_into_a_forward_and_travels_whole() -> None:
+    load = LoadMeter("a", 256).read(stats(), 2.0, {"ar": 1.2})
+    assert (load.sequences, load.slots, load.context) == (3, 60, 50)
     assert load.latency_tail == {"ar": 1.2}
-    assert ReplicaLoad.from_dict(load.to_dict()) == load
+    cost = load.cost
+    assert load.others_s == pytest.approx(3 * cost.per_sequence_s + 60 * cost.per_token_s + 50 * cost.per_context_s)
+    assert ReplicaLoad.from_dict(json.loads(json.dumps(load.to_dict()))) == load
 
 
 def test_measured_tokens_per_forward_reach_the_prediction() -> None:
@@ -35,9 +39,7 @@ def test_measured_tokens_per_forward_reach_the_prediction() -> None:
     for _ in range(50):
         meter.observe(rung, 6, 2)
         meter.observe(other, 6, 2)
-    running = stats(10, 100, 1.0, 1.1)
-    running.tokens_per_forward = meter.to_dict()
-    load = LoadMeter("a", 256, [rung]).read(running, 1.0, 0, 0, {})
+    load = LoadMeter("a", 256, [rung]).read(stats(tokens_per_forward=meter.to_dict()), 1.0, {})
     [value] = load.tokens_per_forward.values()
     assert round(value, 9) == 3, "rungs that only a client's pin named are left out"
     assert round(expected_forwards(rung, 60, load.tokens_per_forward), 9) == 20

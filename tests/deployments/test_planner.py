@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deployments.goal import Goal, goal_of
+from deployments.history import Length
 from deployments.load import ReplicaLoad
-from deployments.planner import Goal, Planned, Refusal, goal_of, make_plan, rungs_for
+from deployments.menu import Menu, Menus, frontier
+from deployments.planner import Ask, Planned, Refusal, make_plan
 from deployments.prediction import Size, most_forwards, predict
 from deployments.quality import QualityMap
-from deployments.tiers import SERVICE_TIERS, TIERS, find_tier
+from deployments.tiers import SERVICE_TIERS, TIERS, Tier, find_tier
+from engine.cost_model import ForwardCost
+from engine.errors import InvalidRequest
 from engine.plan import Decoding, Rung, diffusion, self_speculation
 from engine.request import GenerationOptions
 
@@ -18,8 +26,6 @@ BLOCK = 32
 
 
 def measured(rung: Rung, quality: float, tokens_per_forward: float) -> Rung:
-    from dataclasses import replace
-
     return replace(rung, expected_quality=quality, expected_tokens_per_forward=tokens_per_forward)
 
 
@@ -32,14 +38,32 @@ LADDER = (
     measured(diffusion(32, 1), 0.30, 16.0),
 )
 QUALITY = QualityMap(LADDER, tuple(rung for rung in LADDER if rung.is_diffusion), 0.0, {r.policy(): r for r in LADDER})
+MENUS = Menus(QUALITY, BLOCK)
 DEFAULT = TIERS[0]
+COST = ForwardCost(base_s=5e-3, per_sequence_s=0.0, per_token_s=1e-4, per_context_s=0.0)
 
 
-def plan(slo_ms: float | None, load: ReplicaLoad, output: int = 100, **fields: object) -> Planned | Refusal:
-    options = GenerationOptions(latency_slo_ms=slo_ms, **fields)  # type: ignore[arg-type]
-    goal = goal_of(options, DEFAULT)
-    rungs = rungs_for(options, DEFAULT, False, goal, QUALITY, BLOCK)
-    return make_plan(rungs, goal, Size(50, output), [load], overhead_ms=20)
+def exactly(tokens: int) -> Length:
+    return Length(tokens, tokens, "known")
+
+
+def ask(menu: Menu, goal: Goal, prompt: int, length: Length, overhead_ms: float = 20.0, **rest: Any) -> Ask:
+    return Ask(menu, goal, prompt, (length,) * len(menu.rungs), overhead_ms, overhead_ms, **rest)
+
+
+def plan(
+    slo_ms: float | None,
+    loads: ReplicaLoad | list[ReplicaLoad],
+    output: int | Length = 100,
+    tier: Tier = DEFAULT,
+    share: float = 1.0,
+    **fields: Any,
+) -> Planned | Refusal:
+    options = GenerationOptions(latency_slo_ms=slo_ms, **fields)
+    goal = goal_of(options, tier, share=share)
+    menu = MENUS.menu(options, tier, tier is not DEFAULT, goal)
+    length = exactly(output) if isinstance(output, int) else output
+    return make_plan(ask(menu, goal, 50, length), loads if isinstance(loads, list) else [loads])
 
 
 def quality(planned: Planned) -> float:
@@ -48,45 +72,114 @@ def quality(planned: Planned) -> float:
     return value
 
 
-loads = st.builds(
-    ReplicaLoad,
-    replica=st.just("a"),
-    queue_s=st.floats(0, 20),
-    running=st.integers(0, 64),
-    slots=st.floats(0, 500),
-    context=st.floats(0, 20_000),
+costs = st.builds(
+    ForwardCost,
     base_s=st.floats(1e-4, 0.02),
+    per_sequence_s=st.floats(0, 1e-4),
     per_token_s=st.floats(0, 1e-3),
     per_context_s=st.floats(0, 1e-6),
-    tail_ratio=st.floats(1, 5),
-    engine_s=st.floats(0, 5e-3),
 )
 
 
-@given(loads, st.floats(1, 60_000), st.floats(1, 10), st.integers(1, 256))
+def loads_of(name: str) -> st.SearchStrategy[ReplicaLoad]:
+    return st.builds(
+        ReplicaLoad,
+        replica=st.just(name),
+        queue_s=st.floats(0, 20),
+        running=st.integers(0, 64),
+        waiting=st.integers(0, 8),
+        sequences=st.integers(0, 64),
+        slots=st.floats(0, 500),
+        context=st.floats(0, 20_000),
+        cost=costs,
+        tail_ratio=st.floats(1, 5),
+    )
+
+
+loads = loads_of("a")
+clusters = st.integers(1, 3).flatmap(lambda count: st.tuples(*(loads_of(name) for name in "abc"[:count])).map(list))
+lengths = st.tuples(st.integers(1, 256), st.integers(0, 200)).map(lambda pair: Length(pair[0], sum(pair), "seen"))
+fields = st.fixed_dictionaries(
+    {},
+    optional={
+        "decoding": st.sampled_from(["auto", "diffusion"]),
+        "max_refinement_steps": st.integers(4, 32),
+        "min_refinement_steps": st.integers(1, 4),
+        "min_expected_quality": st.sampled_from([0.3, 0.5, 0.8]),
+    },
+)
+shares = st.floats(0.5, 1.0)
+
+
+@given(clusters, st.floats(1, 60_000), st.floats(1, 10), lengths, fields, shares)
 @settings(deadline=None)
-def test_a_looser_slo_never_lowers_quality(load: ReplicaLoad, slo_ms: float, factor: float, output: int) -> None:
-    tight, loose = plan(slo_ms, load, output), plan(slo_ms * factor, load, output)
+def test_a_looser_slo_never_lowers_quality(
+    cluster: list[ReplicaLoad], slo_ms: float, factor: float, output: Length, asked: dict[str, Any], share: float
+) -> None:
+    tight, loose = (plan(ms, cluster, output, share=share, **asked) for ms in (slo_ms, slo_ms * factor))
     if isinstance(tight, Planned):
         assert isinstance(loose, Planned)
         assert quality(loose) >= quality(tight)
 
 
-@given(loads, st.floats(1, 60_000), st.integers(1, 256))
+@given(clusters, st.floats(1, 60_000) | st.none(), lengths, fields)
+@settings(deadline=None)
+def test_every_plan_is_within_the_requests_own_fields(
+    cluster: list[ReplicaLoad], slo_ms: float | None, output: Length, asked: dict[str, Any]
+) -> None:
+    answer = plan(slo_ms, cluster, output, on_infeasible="degrade", **asked)
+    assert isinstance(answer, Planned)
+    assert answer.replica in {load.replica for load in cluster}
+    assert 1 <= len(answer.plan.ladder) <= 8
+    qualities = [rung.expected_quality for rung in answer.plan.ladder]
+    assert None in qualities or qualities == sorted(qualities, reverse=True)  # type: ignore[type-var]
+    for rung in answer.plan.ladder:
+        if rung.is_diffusion:
+            assert rung.refinement_steps <= asked.get("max_refinement_steps", BLOCK)
+            assert rung.refinement_steps >= asked.get("min_refinement_steps", 1)
+        # Without an SLO `decoding: diffusion` pins threshold 0.9, of which nothing was measured here.
+        if not rung.exact and "min_expected_quality" in asked and slo_ms is not None:
+            assert rung.expected_quality is not None
+            assert rung.expected_quality >= asked["min_expected_quality"]
+        if asked.get("decoding") == "diffusion":
+            assert rung.is_diffusion
+
+
+@given(clusters, st.floats(1, 60_000), lengths, fields, shares)
 @settings(deadline=None)
 def test_what_is_planned_fits_and_what_is_refused_says_what_would(
-    load: ReplicaLoad, slo_ms: float, output: int
+    cluster: list[ReplicaLoad], slo_ms: float, output: Length, asked: dict[str, Any], share: float
 ) -> None:
-    answer = plan(slo_ms, load, output)
+    answer = plan(slo_ms, cluster, output, share=share, **asked)
     if isinstance(answer, Planned):
         assert answer.plan.predicted_p95_ms is not None
         assert answer.plan.predicted_p95_ms <= slo_ms + 0.1
         assert answer.plan.slo_ms == slo_ms
+        assert answer.plan.expected_tokens == output.reckoned
     else:
         assert answer.smallest_feasible_slo_ms is not None
         assert answer.smallest_feasible_slo_ms > slo_ms
         assert (answer.retry_after_s is not None) == (answer.status == 429)
-        assert isinstance(plan(answer.smallest_feasible_slo_ms, load, output), Planned)
+        assert isinstance(plan(answer.smallest_feasible_slo_ms, cluster, output, share=share, **asked), Planned)
+
+
+@given(clusters, st.floats(1, 20_000), st.floats(1, 20_000), lengths)
+@settings(deadline=None)
+def test_both_bounds_are_named_one_after_the_other_until_they_fit(
+    cluster: list[ReplicaLoad], slo_ms: float, ttft_ms: float, output: Length
+) -> None:
+    """A refusal names the bound that stands in the way; following it twice is enough."""
+    bounds = {"latency_slo_ms": slo_ms, "ttft_slo_ms": ttft_ms}
+    for _ in range(3):
+        options = GenerationOptions(**bounds)  # type: ignore[arg-type]
+        goal = goal_of(options, DEFAULT)
+        answer = make_plan(ask(MENUS.menu(options, DEFAULT, False, goal), goal, 50, output), cluster)
+        if isinstance(answer, Planned):
+            return
+        assert answer.smallest_feasible_slo_ms is not None
+        assert answer.smallest_feasible_slo_ms > bounds[answer.field]
+        bounds[answer.field] = answer.smallest_feasible_slo_ms
+    pytest.fail(f"{bounds} were offered and are still refused")
 
 
 @given(loads, st.integers(1, 400), st.sampled_from(LADDER))
@@ -95,8 +188,50 @@ def test_load_and_length_never_make_a_prediction_shorter(load: ReplicaLoad, outp
     busy, idle = predict(rung, Size(50, output), load), predict(rung, Size(50, output), load.idle())
     assert idle.p95_s <= busy.p95_s + 1e-9
     assert busy.p50_s <= busy.p95_s
-    assert busy.first_text_p95_s <= busy.p95_s * 1.5 + 1e-6 or rung.is_diffusion
+    assert busy.first_text_p95_s <= busy.p95_s + 1e-9
     assert predict(rung, Size(50, output + 40), load).p50_s >= busy.p50_s - 1e-9
+
+
+@given(loads, st.integers(1, 400), st.integers(0, 400), st.sampled_from(LADDER))
+@settings(deadline=None)
+def test_a_spread_of_lengths_widens_the_prediction_and_leaves_its_median(
+    load: ReplicaLoad, median: int, more: int, rung: Rung
+) -> None:
+    load = replace(load, tail_ratio=1.0)  # else more forwards have a smaller tail, and lengths differ in forwards
+    sure = predict(rung, Size(50, median), load)
+    spread = predict(rung, Size(50, median + more, median), load)
+    longest = predict(rung, Size(50, median + more), load)
+    assert spread.p50_s == sure.p50_s
+    assert spread.p95_s >= sure.p95_s - 1e-9
+    assert spread.p95_s <= longest.p95_s + 1e-9, "both at their p95 at once would be rarer than one in twenty"
+
+
+@given(loads, st.integers(40, 400), st.integers(0, 39), st.sampled_from(LADDER))
+@settings(deadline=None)
+def test_a_cached_prefix_makes_it_shorter(load: ReplicaLoad, prompt: int, cached: int, rung: Rung) -> None:
+    fresh, known = predict(rung, Size(prompt, 20), load), predict(rung, Size(prompt, 20, None, cached), load)
+    assert known.p50_s <= fresh.p50_s
+    assert known.accelerator_s <= fresh.accelerator_s + 1e-12
+
+
+def test_known_prediction() -> None:
+    """An idle replica: 1 forward for 50 prompt tokens (5 + 5 ms), then 4 blocks of 5 forwards of 5 + 3.2 ms."""
+    load = ReplicaLoad("a", cost=COST, latency_tail={"diffusion": 1.0}, tail_ratio=1.0)
+    prediction = predict(diffusion(32, 4), Size(50, 128), load)
+    assert abs(prediction.p50_s - (10e-3 + 20 * 8.2e-3)) < 1e-12
+    assert prediction.p95_s == prediction.p50_s
+    assert abs(prediction.first_text_p50_s - (10e-3 + 5 * 8.2e-3)) < 1e-12
+    assert abs(prediction.accelerator_s - prediction.p50_s) < 1e-12, "alone it pays for all of its forwards"
+    # Beside 96 slots each forward lasts 9.6 ms longer, and a quarter of it is ours.
+    busy = predict(diffusion(32, 4), Size(50, 128), replace(load, slots=96, queue_s=1e9))
+    assert abs(busy.p50_s - (10e-3 + 20 * 8.2e-3 + 21 * 9.6e-3)) < 1e-12
+    assert abs(busy.accelerator_s - ((10e-3 + 9.6e-3) * 50 / 146 + 20 * 17.8e-3 * 32 / 128)) < 1e-12
+
+
+def test_others_delay_by_no_more_than_the_work_that_they_have() -> None:
+    load = ReplicaLoad("a", cost=COST, slots=960, queue_s=0.05, waiting=10, running=0)
+    idle = predict(diffusion(32, 4), Size(50, 128), replace(load, slots=0, queue_s=0, waiting=0))
+    assert abs(predict(diffusion(32, 4), Size(50, 128), load).p50_s - idle.p50_s - 0.05) < 1e-12
 
 
 def test_known_forwards() -> None:
@@ -107,7 +242,7 @@ def test_known_forwards() -> None:
 
 
 def test_budgets_follow_the_slo() -> None:
-    load = ReplicaLoad("a", base_s=5e-3, per_token_s=1e-4)
+    load = ReplicaLoad("a", cost=COST)
     loose, tight = plan(5_000, load, decoding="diffusion"), plan(330, load, decoding="diffusion")
     assert isinstance(loose, Planned)
     assert isinstance(tight, Planned)
@@ -119,7 +254,8 @@ def test_budgets_follow_the_slo() -> None:
 def test_equal_quality_starts_on_the_cheapest_and_leaves_the_choice_to_the_engine() -> None:
     answer = plan(60_000, ReplicaLoad("a"))
     assert isinstance(answer, Planned)
-    assert [rung.decoding.value for rung in answer.plan.ladder] == ["ar", "self_speculation"]
+    assert [rung.decoding.value for rung in answer.plan.ladder[:2]] == ["ar", "self_speculation"]
+    assert answer.plan.ladder[-1].refinement_steps == 1
     assert answer.plan.first.decoding is Decoding.SELF_SPECULATION
 
 
@@ -130,22 +266,122 @@ def test_no_slo_stays_on_rungs_equal_to_ar() -> None:
     assert answer.plan.slo_ms is None
 
 
+def test_low_load_takes_self_speculation_and_high_load_what_has_the_throughput() -> None:
+    """Where a forward costs the same whatever is in it, few forwards win; among many slots, few slots do."""
+    idle = plan(None, ReplicaLoad("a", cost=COST))
+    full = plan(None, ReplicaLoad("a", cost=COST, queue_s=60, running=64, sequences=64, slots=2000))
+    assert isinstance(idle, Planned)
+    assert isinstance(full, Planned)
+    assert idle.plan.first.decoding is Decoding.SELF_SPECULATION
+    assert full.plan.first.decoding is Decoding.AR
+    assert full.plan.ladder == idle.plan.ladder, "the engine may change its mind"
+
+
+def test_the_measured_rate_of_a_replica_counts() -> None:
+    """A replica where drafts are mostly refused is planned for with AR."""
+    slow = {str(self_speculation(8).policy()): 0.1}
+    load = ReplicaLoad("a", cost=replace(COST, per_token_s=2e-3), tokens_per_forward=slow)
+    answer = plan(None, load)
+    assert isinstance(answer, Planned)
+    assert answer.plan.first.decoding is Decoding.AR
+
+
+def test_the_ladder_goes_from_the_best_in_time_to_the_fastest_allowed() -> None:
+    load = ReplicaLoad("a", cost=COST)
+    answer = plan(330, load, decoding="diffusion")
+    assert isinstance(answer, Planned)
+    assert [rung.refinement_steps for rung in answer.plan.ladder] == [4, 1]
+    assert answer.plan.start == 0
+    floored = plan(330, load, decoding="diffusion", min_expected_quality=0.5)
+    assert isinstance(floored, Planned)
+    assert [rung.refinement_steps for rung in floored.plan.ladder] == [4]
+
+
+def test_a_reason_says_what_kept_the_better_rung_out() -> None:
+    answer = plan(330, ReplicaLoad("a", cost=COST), decoding="diffusion")
+    assert isinstance(answer, Planned)
+    assert "diffusion over blocks of 32 with 4 steps (expected quality 0.80)" in answer.plan.reason
+    assert "8 steps would need" in answer.plan.reason
+    assert "latency_slo_ms" in answer.plan.reason
+    assert "length: known" in answer.plan.reason
+
+
+def test_a_reserved_share_is_kept_from_lighter_tiers() -> None:
+    """Without spread, 164 ms of engine work fit an SLO of 190 ms; a tier that may take 80 % needs 205 ms."""
+    load = ReplicaLoad("a", cost=COST, latency_tail={"diffusion": 1.0}, tail_ratio=1.0)
+    pinned: dict[str, Any] = {"decoding": "diffusion", "refinement_steps": 4, "output": 128}
+    assert isinstance(plan(200, load, **pinned), Planned)
+    refused = plan(200, load, share=0.8, **pinned)
+    assert isinstance(refused, Refusal)
+    assert refused.smallest_feasible_slo_ms is not None
+    assert 174 / 0.8 + 20 <= refused.smallest_feasible_slo_ms <= 1.03 * (174 / 0.8 + 20)
+
+
 @pytest.mark.parametrize("name", ["default", "standard", "scale"])
 def test_a_named_exact_tier_keeps_quality_even_with_an_slo(name: str) -> None:
     options = GenerationOptions(latency_slo_ms=200)
     tier = find_tier(name, TIERS, SERVICE_TIERS)
-    rungs = rungs_for(options, tier, True, goal_of(options, tier), QUALITY, BLOCK)
-    assert all(rung.exact for rung in rungs)
+    assert all(rung.exact for rung in MENUS.menu(options, tier, True, goal_of(options, tier)).rungs)
 
 
 def test_a_lossy_tier_uses_lossy_rungs_above_its_floor() -> None:
     tier = find_tier("priority", TIERS, SERVICE_TIERS)
-    rungs = rungs_for(GenerationOptions(), tier, True, goal_of(GenerationOptions(), tier), QUALITY, BLOCK)
+    options = GenerationOptions()
+    rungs = MENUS.menu(options, tier, True, goal_of(options, tier)).rungs
     assert min(rung.expected_quality or 0 for rung in rungs) == 0.80
 
 
+def test_a_tiers_steps_and_modes_are_kept() -> None:
+    tier = Tier(
+        name="narrow", latency_slo_ms=5000, lossy=True, min_refinement_steps=4, max_refinement_steps=8,
+        decodings=("diffusion",),
+    )  # fmt: skip
+    options = GenerationOptions()
+    rungs = MENUS.menu(options, tier, True, goal_of(options, tier)).rungs
+    assert [rung.refinement_steps for rung in rungs] == [8, 4]
+    with pytest.raises(InvalidRequest, match="no rung of this model fits"):
+        MENUS.menu(options, tier.model_copy(update={"lossy": False}), True, goal_of(options, tier))
+
+
+def test_a_floor_that_nothing_reaches_is_named() -> None:
+    options = GenerationOptions(decoding="diffusion", latency_slo_ms=5000, min_expected_quality=0.94)
+    with pytest.raises(InvalidRequest, match=r"min_expected_quality is 0\.94; allowed .* at most 0\.93"):
+        MENUS.menu(options, DEFAULT, False, goal_of(options, DEFAULT))
+
+
+def test_a_pin_below_the_floor_is_named() -> None:
+    options = GenerationOptions(decoding="diffusion", block_length=32, refinement_steps=1, min_expected_quality=0.5)
+    with pytest.raises(InvalidRequest, match=r"min_expected_quality is 0\.5 here, and what decoding pins has 0\.3"):
+        MENUS.menu(options, DEFAULT, False, goal_of(options, DEFAULT))
+
+
+rungs_measured = st.lists(
+    st.tuples(st.sampled_from([1, 2, 4, 8]), st.sampled_from([4, 8, 16, 32]), st.floats(0, 1), st.floats(1, 20)).map(
+        lambda parts: measured(diffusion(parts[1], parts[0], 0.5), parts[2], parts[3])
+    ),
+    min_size=1, max_size=12, unique_by=lambda rung: rung.policy(),
+)  # fmt: skip
+
+
+@given(rungs_measured, st.floats(0, 1))
+def test_the_frontier_loses_nothing_under_any_price(rungs: list[Rung], price: float) -> None:
+    """For every quality asked for and every price of forwards against slots, the cheapest rung is on the frontier."""
+
+    def cost(rung: Rung) -> float:
+        per_token = min(most_forwards(rung, 1024) / 1024, 1 / (rung.expected_tokens_per_forward or 1))
+        return per_token * (price + (1 - price) * rung.block_length)
+
+    kept = frontier(rungs)
+    assert set(kept) <= set(rungs)
+    for asked in rungs:
+        floor = asked.expected_quality or 0.0
+        good = [cost(rung) for rung in rungs if (rung.expected_quality or 0.0) >= floor]
+        found = [cost(rung) for rung in kept if (rung.expected_quality or 0.0) >= floor]
+        assert min(found) <= min(good) * (1 + 1e-9)
+
+
 def test_an_idle_replica_that_is_too_slow_is_400_and_load_is_429() -> None:
-    load = ReplicaLoad("a", base_s=5e-3, per_token_s=1e-4, running=20, slots=640, queue_s=12.0)
+    load = ReplicaLoad("a", cost=COST, running=20, timed_sequences=20, timed_slots=640, timed_s=12.0)
     hopeless, busy = plan(30, load), plan(300, load)
     assert isinstance(hopeless, Refusal)
     assert isinstance(busy, Refusal)
@@ -155,8 +391,20 @@ def test_an_idle_replica_that_is_too_slow_is_400_and_load_is_429() -> None:
     assert "latency_slo_ms is 30" in hopeless.message
 
 
+def test_work_without_a_deadline_makes_room_for_one() -> None:
+    patient = ReplicaLoad("a", cost=COST, running=20, sequences=20, slots=640, queue_s=12.0)
+    answer = plan(300, patient)
+    assert isinstance(answer, Planned)
+    assert answer.plan.predicted_p95_ms is not None
+    # It is let ride along as far as the deadline allows, so the answer is not expected as from an idle replica.
+    idle = plan(300, ReplicaLoad("a", cost=COST))
+    assert isinstance(idle, Planned)
+    assert idle.plan.predicted_p95_ms is not None
+    assert idle.plan.predicted_p95_ms < answer.plan.predicted_p95_ms <= 300
+
+
 def test_nothing_serves_is_503_with_retry_after() -> None:
-    answer = make_plan(LADDER, Goal(None, None, False, "degrade"), Size(5, 5), [], 10)
+    answer = plan(None, [])
     assert isinstance(answer, Refusal)
     assert answer.status == 503
     assert answer.retry_after_s
@@ -171,21 +419,51 @@ def test_degrade_answers_late_on_the_fastest_rung() -> None:
     assert "no rung meets the SLO of 20 ms" in answer.plan.reason
 
 
-def test_the_least_loaded_replica_is_planned_for() -> None:
-    answer = make_plan(
-        LADDER, Goal(9_000, None, True, "reject"), Size(5, 50), [ReplicaLoad("a", queue_s=3), ReplicaLoad("b")], 10
-    )
+def test_replicas_are_ranked_by_predicted_finish() -> None:
+    """Not by queue: a short queue of wide canvases on a slow machine ends later than a longer one on a fast machine."""
+    slow = ReplicaLoad("slow", cost=replace(COST, base_s=20e-3), queue_s=0.1, slots=10)
+    fast = ReplicaLoad("fast", cost=COST, queue_s=0.2, slots=10)
+    idle = ReplicaLoad("idle", cost=COST)
+    answer = plan(9_000, [slow, fast, idle])
     assert isinstance(answer, Planned)
-    assert answer.replica == "b"
+    assert answer.ranked == ("idle", "fast", "slow")
+
+
+def test_a_replica_that_has_the_prefix_goes_first() -> None:
+    options = GenerationOptions()
+    goal = goal_of(options, DEFAULT)
+    menu = MENUS.menu(options, DEFAULT, False, goal)
+    cluster = [ReplicaLoad("a", cost=COST), ReplicaLoad("b", cost=COST, queue_s=0.01, slots=8)]
+    cold = make_plan(ask(menu, goal, 1000, exactly(20)), cluster)
+    warm = make_plan(ask(menu, goal, 1000, exactly(20), cached={"b": 960}), cluster)
+    assert isinstance(cold, Planned)
+    assert isinstance(warm, Planned)
+    assert (cold.replica, warm.replica) == ("a", "b")
+    assert warm.cached == 960
+
+
+def test_experience_lengthens_predictions() -> None:
+    options = GenerationOptions(latency_slo_ms=330, decoding="diffusion")
+    goal = goal_of(options, DEFAULT)
+    menu = MENUS.menu(options, DEFAULT, False, goal)
+    answer = make_plan(ask(menu, goal, 50, exactly(100), scales={"diffusion": 1.5}), [ReplicaLoad("a", cost=COST)])
+    assert isinstance(answer, Planned)
+    assert answer.plan.first.refinement_steps == 1
 
 
 def test_a_time_to_first_text_alone_picks_what_starts_early() -> None:
     options = GenerationOptions(ttft_slo_ms=80)
     goal = goal_of(options, DEFAULT)
-    rungs = rungs_for(options, DEFAULT, False, goal, QUALITY, BLOCK)
-    answer = make_plan(rungs, goal, Size(20, 200), [ReplicaLoad("a")], 20)
+    answer = make_plan(ask(MENUS.menu(options, DEFAULT, False, goal), goal, 20, exactly(200)), [ReplicaLoad("a")])
     assert isinstance(answer, Planned)
     assert not answer.plan.first.is_diffusion
+
+
+def test_an_slo_per_token_becomes_a_total() -> None:
+    tier = Tier(name="steady", ttft_slo_ms=200, per_token_slo_ms=5, latency_slo_ms=900)
+    assert goal_of(GenerationOptions(), tier, 100).latency_slo_ms == 700
+    assert goal_of(GenerationOptions(), tier, 1000).latency_slo_ms == 900
+    assert goal_of(GenerationOptions(latency_slo_ms=50), tier, 100).latency_slo_ms == 50
 
 
 def test_a_pinned_request_keeps_its_pin() -> None:

@@ -1,8 +1,7 @@
-"""What a request means: tiers, header forms, errors' shape, settings, curves and cluster configs."""
+"""What a request means: tiers, header forms, errors' shape, settings and cluster configs."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,10 @@ from ray.serve.schema import ServeDeploySchema
 
 from deployments.errors import invalid, refused
 from deployments.planner import Refusal
-from deployments.quality import read_quality_map
-from deployments.router import apply_headers
 from deployments.settings import AppArgs
+from deployments.slo_headers import apply_headers
 from deployments.tiers import SERVICE_TIERS, TIERS, find_tier
-from engine.errors import CheckpointError, InvalidRequest
-from engine.plan import diffusion
+from engine.errors import InvalidRequest
 from engine.request import GenerationOptions
 
 ROOT = Path(__file__).parents[2]
@@ -102,33 +99,10 @@ def test_every_setting_is_described() -> None:
     assert [name for name, field in AppArgs.model_fields.items() if not field.description] == []
 
 
-def test_the_curve_beside_a_checkpoint_is_read(tmp_path: Path) -> None:
-    cell = {
-        "split": "test", "decoding": "diffusion", "block_length": 32, "refinement_steps": 4, "threshold": None,
-        "audit": "off", "exact_match": 0.9, "exact_match_low": 0.88, "tokens_per_forward": 5.0,
-    }  # fmt: skip
-    (tmp_path / "quality.json").write_text(json.dumps({"cells": [cell, {**cell, "split": "calibration"}]}))
-    rungs = [{**diffusion(32, 8).to_dict(), "expected_quality": 0.95}]
-    (tmp_path / "ladder.json").write_text(json.dumps({"rungs": rungs, "measured": {"temperature": 0.0}}))
-    quality = read_quality_map(tmp_path, 32)
-    assert [rung.refinement_steps for rung in quality.diffusion] == [8, 4]
-    assert quality.expected_quality(diffusion(32, 4), 0.0) == 0.88
-    assert [rung.refinement_steps for rung in quality.ladder] == [8]
+CONFIGS = [file for file in (ROOT / "cluster_configs").glob("*.yaml") if not file.name.startswith("prometheus")]
 
 
-def test_without_a_curve_there_is_a_plain_scale_and_no_promise(tmp_path: Path) -> None:
-    quality = read_quality_map(tmp_path, 16)
-    assert [rung.refinement_steps for rung in quality.diffusion] == [16, 12, 8, 6, 4, 3, 2, 1]
-    assert quality.expected_quality(diffusion(16, 4), 0.0) is None
-
-
-def test_a_broken_curve_is_named(tmp_path: Path) -> None:
-    (tmp_path / "ladder.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"ladder\.json is not JSON"):
-        read_quality_map(tmp_path, 32)
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "cluster_configs").glob("*.yaml")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted(CONFIGS), ids=lambda file: file.name)
 def test_cluster_configs_are_valid_and_local(file: Path, checkpoint: Path) -> None:
     raw = yaml.safe_load(file.read_text())
     config = ServeDeploySchema.model_validate(raw)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine.checkpoint.identity import checkpoint_identity
 from engine.config import EngineConfig
 from engine.engine import Engine, load_ladder
 from engine.errors import CheckpointError, EngineStopped, InvalidRequest, QueueFull
@@ -17,6 +19,7 @@ from engine.events import Delta, Finished
 from engine.plan import AR, self_speculation
 from engine.request import GenerationOptions
 from tests.engine.serving import MODES, PROMPTS, ask, load
+from tests.oracle.golden_cases import GOLDEN
 
 LONG = GenerationOptions(max_tokens=900, ignore_eos=True, temperature=0)
 
@@ -231,10 +234,16 @@ async def test_a_cost_model_is_saved_when_the_engine_stops_and_continued(tmp_pat
 
 def test_a_saved_ladder_is_read_and_a_bad_one_named(tmp_path: Path) -> None:
     assert load_ladder(tmp_path) == ()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(GOLDEN / name, tmp_path / name)
     file = tmp_path / "ladder.json"
     rungs = [AR, self_speculation(32)]
-    file.write_text(json.dumps({"model": "x", "rungs": [rung.to_dict() for rung in rungs]}))
+    saved = {"model": "x", "identity": checkpoint_identity(tmp_path), "rungs": [rung.to_dict() for rung in rungs]}
+    file.write_text(json.dumps(saved))
     assert load_ladder(tmp_path) == tuple(rungs)
+    file.write_text(json.dumps({**saved, "identity": "sha256:0"}))
+    with pytest.raises(CheckpointError, match="measured on another checkpoint"):
+        load_ladder(tmp_path)
     for text in ("{", "[]", '{"rungs": []}', '{"rungs": [{"decoding": "magic"}]}', '{"rungs": 5}'):
         file.write_text(text)
         with pytest.raises(CheckpointError, match=r"ladder\.json"):

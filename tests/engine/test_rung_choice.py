@@ -8,61 +8,88 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decoding.rung_choice import Load, TokensPerForward, choose_rungs
+from engine.cost_model import ForwardCost
+from engine.decoding.rung_choice import (
+    Ladder,
+    Load,
+    TokensPerForward,
+    ladder_of,
+    most_valuable,
+    steps_down,
+    throughput,
+    tokens_ahead,
+    worth_of,
+)
 from engine.plan import AR, Decoding, Rung
 
-Ladder = tuple[Rung, ...]
 
-
-def rung(block_length: int, tokens: float, steps: int = 1) -> Rung:
-    return Rung(Decoding.DIFFUSION, block_length, steps, expected_tokens_per_forward=tokens)
+def rung(block_length: int, tokens: float, steps: int = 1, quality: float | None = None) -> Rung:
+    return Rung(Decoding.DIFFUSION, block_length, steps, expected_quality=quality, expected_tokens_per_forward=tokens)
 
 
 SPECULATION = Rung(Decoding.SELF_SPECULATION, 32, 1, None, "exact", expected_tokens_per_forward=3.0)
-LADDER: Ladder = (AR, SPECULATION)
-LAPTOP = {"fixed_s": 4e-3, "slot_s": 1e-4}
+LADDER = ladder_of((AR, SPECULATION))
+LAPTOP = ForwardCost(base_s=4e-3, per_sequence_s=0.0, per_token_s=1e-4, per_context_s=0.0)
 
 
-def chosen(count: int, **load: float) -> Rung:
-    ladder = LADDER
-    index = choose_rungs({ladder: count}, Load(**{"tokens": 0, "slots": 0, **load}), TokensPerForward())[ladder]
-    return ladder[index]
+def chosen(count: int, cost: ForwardCost = LAPTOP, ladder: Ladder = LADDER, pinned: int = 0) -> Rung:
+    """What each of `count` sequences uses, beside `pinned` that are pinned to AR."""
+    worth = worth_of(ladder, cost, TokensPerForward())
+    load = Load(cost.base_s + pinned * cost.own_s(1, 0), pinned)
+    price = throughput({ladder: (count, 0.0)}, {ladder: worth}, load)
+    return ladder.rungs[most_valuable(worth, ladder.groups[0], price)]
 
 
 def test_alone_on_a_laptop_a_sequence_takes_the_long_block() -> None:
-    assert chosen(1, **LAPTOP) is SPECULATION
+    assert chosen(1) is SPECULATION
 
 
 def test_in_a_crowd_a_sequence_takes_one_slot() -> None:
-    assert chosen(40, **LAPTOP) is AR
+    assert chosen(40) is AR
 
 
 def test_beside_many_pinned_sequences_it_takes_one_slot_too() -> None:
-    assert chosen(1, **LAPTOP, tokens=60, slots=60) is AR
+    assert chosen(1, pinned=60) is AR
 
 
 def test_where_slots_cost_nothing_the_long_block_always_wins() -> None:
-    assert chosen(200, fixed_s=6e-3, slot_s=0.0) is SPECULATION
+    assert chosen(200, ForwardCost(6e-3, 0.0, 0.0, 0.0)) is SPECULATION
+
+
+def test_where_sequences_cost_and_tokens_do_not_the_long_block_wins_in_a_crowd_too() -> None:
+    assert chosen(200, ForwardCost(4e-3, 3e-4, 1e-6, 0.0)) is SPECULATION
 
 
 def test_where_a_forward_costs_nothing_but_its_slots_only_tokens_per_slot_count() -> None:
-    assert chosen(1, fixed_s=1e-9, slot_s=1e-4) is AR
+    assert chosen(1, ForwardCost(1e-9, 0.0, 1e-4, 0.0)) is AR
 
 
 def test_at_equal_worth_the_earlier_rung_wins() -> None:
-    best, same = rung(8, 2.0, steps=8), rung(8, 2.0, steps=4)
-    for ladder in [(best, same), (same, best)]:
+    best, same = rung(8, 2.0, steps=8, quality=0.9), rung(8, 2.0, steps=4, quality=0.9)
+    for rungs in [(best, same), (same, best)]:
         for count in (1, 50):
-            choice = choose_rungs({ladder: count}, Load(4e-3, 1e-4, 0, 0), TokensPerForward())
-            assert ladder[choice[ladder]] is ladder[0]
+            assert chosen(count, ladder=ladder_of(rungs)) is rungs[0]
 
 
-def throughput(worth: list[tuple[float, float]], load: Load) -> float:
-    tokens = load.tokens + sum(gained for gained, _ in worth)
-    return tokens / (load.fixed_s + load.slot_s * (load.slots + sum(used for _, used in worth)))
+def test_quality_is_not_given_up_for_throughput() -> None:
+    good, fast = rung(8, 1.0, 8, quality=0.9), rung(8, 8.0, 1, quality=0.8)
+    assert ladder_of((fast, good)).groups == ((1,), (0,))
+    for count in (1, 50):
+        assert chosen(count, ladder=ladder_of((good, fast))) is good
 
 
-RUNGS = st.builds(rung, st.integers(1, 32), st.floats(0.2, 12), st.integers(1, 32))
+def test_exact_rungs_are_equal_and_rungs_without_a_number_are_not() -> None:
+    assert ladder_of((AR, SPECULATION, rung(8, 2.0), rung(8, 3.0, 2))).groups == ((0, 1), (2,), (3,))
+
+
+RUNGS = st.builds(rung, st.integers(1, 32), st.floats(0.2, 12), st.integers(1, 32), st.just(0.5))
+COSTS = st.builds(
+    ForwardCost,
+    base_s=st.floats(1e-4, 0.1),
+    per_sequence_s=st.floats(0, 1e-3),
+    per_token_s=st.floats(0, 1e-3),
+    per_context_s=st.just(0.0),
+)
 
 
 @given(
@@ -72,28 +99,63 @@ RUNGS = st.builds(rung, st.integers(1, 32), st.floats(0.2, 12), st.integers(1, 3
         min_size=1,
         max_size=3,
     ),
-    st.builds(
-        Load,
-        fixed_s=st.floats(1e-4, 0.1),
-        slot_s=st.floats(0, 1e-3),
-        tokens=st.floats(0, 50),
-        slots=st.floats(0, 200),
-    ),
+    COSTS,
+    st.floats(0, 50),
+    st.floats(0, 0.2),
 )
-def test_no_other_assignment_gives_more_tokens_per_second(ladders: dict[Ladder, int], load: Load) -> None:
+def test_no_other_assignment_gives_more_tokens_per_second(
+    counts: dict[tuple[Rung, ...], int], cost: ForwardCost, tokens: float, pinned_s: float
+) -> None:
     meter = TokensPerForward()
-    choice = choose_rungs(ladders, load, meter)
-    sequences = [ladder for ladder, count in ladders.items() for _ in range(count)]
+    ladders = {ladder_of(rungs): (count, 0.0) for rungs, count in counts.items()}
+    worth = {ladder: worth_of(ladder, cost, meter) for ladder in ladders}
+    load = Load(cost.base_s + pinned_s, tokens)
+    reached = throughput(ladders, worth, load)
+    sequences = [ladder for ladder, (count, _) in ladders.items() for _ in range(count)]
 
-    def worth(ladder: Ladder, index: int) -> tuple[float, float]:
-        return meter.expected(ladder[index]), float(ladder[index].block_length)
+    def rate(indices: tuple[int, ...]) -> float:
+        pairs = list(zip(sequences, indices, strict=True))
+        made = load.tokens + sum(worth[ladder].tokens[index] for ladder, index in pairs)
+        return made / (load.fixed_s + sum(worth[ladder].own_s[index] for ladder, index in pairs))
 
-    reached = throughput([worth(ladder, choice[ladder]) for ladder in sequences], load)
-    best = max(
-        throughput([worth(ladder, index) for ladder, index in zip(sequences, indices, strict=True)], load)
-        for indices in itertools.product(*(range(len(ladder)) for ladder in sequences))
-    )
-    assert reached == pytest.approx(best, rel=1e-9)
+    best = max(rate(indices) for indices in itertools.product(*(range(len(item.rungs)) for item in sequences)))
+    assert reached == pytest.approx(best, rel=1e-5)
+
+
+FAST, FASTEST = rung(16, 8.0, 1, quality=0.6), rung(32, 16.0, 1, quality=0.5)
+TIMED = ladder_of((AR, SPECULATION, FAST, FASTEST))
+
+
+def order(price: float, first_group: int = 0) -> list[Rung]:
+    worth = worth_of(TIMED, LAPTOP, TokensPerForward())
+    return [TIMED.rungs[step.rung] for step in steps_down(TIMED, worth, price, first_group)]
+
+
+def test_steps_begin_at_what_is_worth_most_and_go_through_the_quality_before_they_leave_it() -> None:
+    assert order(price=2000.0) == [AR, SPECULATION, FAST, FASTEST]
+
+
+def test_what_needs_more_forwards_than_the_preferred_rung_is_no_step() -> None:
+    assert order(price=0.0) == [SPECULATION, FAST, FASTEST]
+
+
+def test_steps_may_begin_at_a_lower_quality() -> None:
+    assert order(price=2000.0, first_group=1) == [FAST, FASTEST]
+
+
+def test_a_step_knows_what_comes_before_the_first_text_and_what_a_last_block_wastes() -> None:
+    worth = worth_of(TIMED, LAPTOP, TokensPerForward())
+    ar, speculation, fast, _ = steps_down(TIMED, worth, 2000.0)
+    assert (ar.first_forwards, ar.rest) == (1.0, 0.0)
+    assert (speculation.first_forwards, speculation.rest) == (1.0, 1.0)
+    assert (fast.first_forwards, fast.rest) == (2.0, 1.0)
+
+
+def test_what_has_grown_longer_than_expected_is_still_expected_to_go_on() -> None:
+    assert tokens_ahead(10, 60, 100) == 50
+    assert tokens_ahead(80, 60, 100) == 20
+    assert tokens_ahead(70, 60, 1000) == 32
+    assert tokens_ahead(100, 60, 100) == 1
 
 
 def test_the_meter_starts_from_the_calibration_and_ends_at_what_is_seen() -> None:

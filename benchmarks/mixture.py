@@ -1,0 +1,237 @@
+"""The mixture of modes against every single mode, closed loop, at 1 to 64 requests at a time.
+
+`python -m benchmarks.mixture [--concurrency 1 2 4 8 16 32 64] [--repeats 3] [--minutes 12]`
+
+`auto` is Stepdial's own policy for requests without an SLO: the router's plan, then rungs equal to AR that the engine
+chooses among at borders. Beside it run AR, self-speculation at 4, 8, 16 and 32, and the diffusion rungs of the
+checkpoint's ladder, which are faster because they give up quality: they are shown, and not part of the bars unless they
+are equal to AR. Repeats alternate. `--minutes` is the whole run's time and decides how long each window is, unless
+`--seconds` says so.
+
+Bars: at every concurrency `auto` has at least 95% of the tokens per second of the best single mode, with a p95 latency
+of at most 1.05 times that of the mode that reaches it; and somewhere it is above the best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from benchmarks.machine import machine
+from benchmarks.policies import Fixed, Policy
+from benchmarks.policy_run import Closed, closed_loop, cycle_of, in_loop, new_engine
+from benchmarks.promise_report import rung_name
+from benchmarks.promise_setup import tokenizer_of
+from benchmarks.promise_trace import Idle, Slos, requests_of
+from benchmarks.stepdial_policy import Stepdial
+from benchmarks.workload import CHECKPOINT
+from deployments.warm_up import warm_up
+from engine.plan import AR, Rung, self_speculation
+from engine.request import equivalent_to_ar
+
+RESULT = Path(__file__).parent / "results" / "mixture.json"
+AUTO = "auto"
+DRAFTS = (4, 8, 16, 32)
+PROMPTS = 256
+LEAST_SHARE, MOST_P95 = 0.95, 1.05
+RAMP = 0.6
+"""Seconds before a window opens, per second of the window."""
+LEAST_SECONDS = 0.5
+
+
+@dataclass
+class Measured:
+    """One mode at one concurrency, a value per repeat. `lossy`: below AR's quality."""
+
+    lossy: bool = False
+    tokens_per_s: list[float] = field(default_factory=list)
+    p50_ms: list[float] = field(default_factory=list)
+    p95_ms: list[float] = field(default_factory=list)
+    right: list[float] = field(default_factory=list)
+    used: dict[str, int] = field(default_factory=dict)
+
+    def add(self, closed: Closed) -> None:
+        """One window."""
+        self.tokens_per_s.append(closed.tokens_per_s)
+        self.p50_ms.append(closed.latency_ms(0.5))
+        self.p95_ms.append(closed.latency_ms(0.95))
+        self.right.append(sum(one.right for one in closed.ended) / len(closed.ended))
+        for one in closed.ended:
+            for entry in one.entries:
+                name = rung_name(entry.rung)
+                self.used[name] = self.used.get(name, 0) + 1
+
+
+Results = dict[int, dict[str, Measured]]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints, judges and writes."""
+    options = _options(arguments)
+    begun = perf_counter()
+    engine = new_engine(options.model, options.kv_tokens)
+    warm_up(engine)
+    engine.start()
+    no_slos = Slos(Idle(0.0, 0.0, 0.0), {})
+    requests = cycle_of(requests_of(tokenizer_of(engine), no_slos, options.seed), PROMPTS)
+    # No tier is named, so nothing below AR's quality may be used.
+    requests = [replace(request, tier="default") for request in requests]
+    equal = {rung.policy() for rung in equivalent_to_ar(engine.ladder)}
+    policies: dict[str, Policy] = {AUTO: Stepdial(engine, str(options.model), AUTO)}
+    lossy: dict[str, bool] = {AUTO: False}
+    for rung in single_modes(engine.ladder):
+        name = rung_name(rung)
+        policies[name] = Fixed(name, rung)
+        lossy[name] = not rung.exact and rung.policy() not in equal
+    windows = len(policies) * options.repeats * sum(window_weight(n) for n in options.concurrency)
+    seconds = options.seconds or max(LEAST_SECONDS, (options.minutes * 60 - 20) / (windows * (1 + RAMP)))
+    print(f"windows of {seconds:.1f} s at 1 request at a time; tokens/s: median (least to most), then p95", flush=True)
+    results: Results = {n: {name: Measured(lossy[name]) for name in policies} for n in options.concurrency}
+    try:
+        # What Stepdial remembers of lengths and latencies, before the first window.
+        in_loop(closed_loop(engine, policies[AUTO], requests, 4, 0.0, seconds, least_ended=options.least_ended))
+        for concurrency in options.concurrency:
+            window_s = seconds * window_weight(concurrency)
+            for _ in range(options.repeats):
+                for name, policy in policies.items():
+                    run = closed_loop(
+                        engine, policy, requests, concurrency, RAMP * window_s, window_s, options.least_ended
+                    )
+                    results[concurrency][name].add(in_loop(run))
+            _show(concurrency, results[concurrency])
+            _write(options, results, seconds)
+    except KeyboardInterrupt:
+        print("stopped; the result file has what was complete")
+    finally:
+        engine.stop()
+    for text, passed in judge(complete(results, options.repeats)):
+        print(f"{'pass' if passed else 'FAIL'}  {text}")
+    print(f"{perf_counter() - begun:.0f} s in all")
+
+
+def single_modes(ladder: Sequence[Rung]) -> list[Rung]:
+    """AR, self-speculation at every block length, and the ladder's diffusion rungs."""
+    return [AR, *(self_speculation(length) for length in DRAFTS), *(rung for rung in ladder if rung.is_diffusion)]
+
+
+def window_weight(concurrency: int) -> float:
+    """How much longer a window is than at 1: answers take longer together, and each window needs whole ones."""
+    return 1 + concurrency / 32
+
+
+def complete(results: Results, repeats: int) -> Results:
+    """The concurrencies at which every mode has all its repeats."""
+    return {
+        concurrency: row
+        for concurrency, row in results.items()
+        if all(len(one.tokens_per_s) == repeats for one in row.values())
+    }
+
+
+def best_single(row: dict[str, Measured]) -> str:
+    """The single mode of AR's quality with the most tokens per second."""
+    names = [name for name, one in row.items() if name != AUTO and not one.lossy]
+    return max(names, key=lambda name: median(row[name].tokens_per_s))
+
+
+def judge(results: Results) -> list[tuple[str, bool]]:
+    """The bars, on medians over repeats."""
+    bars = []
+    gains = {}
+    for concurrency, row in results.items():
+        name = best_single(row)
+        best, auto = row[name], row[AUTO]
+        share = median(auto.tokens_per_s) / median(best.tokens_per_s)
+        longer = median(auto.p95_ms) / median(best.p95_ms)
+        gains[concurrency] = share
+        bars.append(
+            (
+                f"auto at {concurrency}: {share:.1%} of {name}'s tokens/s (at least {LEAST_SHARE:.0%})",
+                share >= LEAST_SHARE,
+            )
+        )
+        bars.append((f"auto at {concurrency}: {longer:.2f} of {name}'s p95 (at most {MOST_P95})", longer <= MOST_P95))
+    if gains:
+        at = max(gains, key=lambda concurrency: gains[concurrency])
+        bars.append((f"auto is above the best single mode somewhere: {gains[at]:.1%} of it at {at}", gains[at] > 1))
+    return bars
+
+
+def _write(options: argparse.Namespace, results: Results, seconds: float) -> None:
+    if options.output is None:
+        return
+    done = complete(results, options.repeats)
+    report = {
+        "model": "stepdial-tiny" if options.model == CHECKPOINT else options.model.name,
+        "command": "python -m benchmarks.mixture " + shlex.join(options.given),
+        "machine": machine(),
+        "settings": {"window_s": seconds, "ramp": RAMP, "repeats": options.repeats, "seed": options.seed},
+        "results": [
+            {"concurrency": concurrency, "mode": name, **_numbers(one)}
+            for concurrency, row in done.items()
+            for name, one in row.items()
+        ],
+        "bars": [{"bar": text, "passed": passed} for text, passed in judge(done)],
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _numbers(one: Measured) -> dict[str, Any]:
+    def spread(values: Sequence[float]) -> dict[str, float]:
+        return {"median": median(values), "min": min(values), "max": max(values)}
+
+    return {
+        "lossy": one.lossy,
+        "tokens_per_s": spread(one.tokens_per_s),
+        "p50_ms": spread(one.p50_ms),
+        "p95_ms": spread(one.p95_ms),
+        "right": median(one.right),
+        "used": one.used,
+    }
+
+
+def _show(concurrency: int, row: dict[str, Measured]) -> None:
+    best = best_single(row)
+    for name, one in row.items():
+        speed = median(one.tokens_per_s)
+        mark = " best" if name == best else " lossy" if one.lossy else ""
+        print(
+            f"{name:28} at {concurrency:2}: {speed:7.0f} ({min(one.tokens_per_s):.0f} to {max(one.tokens_per_s):.0f}), "
+            f"p95 {median(one.p95_ms):6.0f} ms{mark}",
+            flush=True,
+        )
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.mixture"
+    )
+    parser.add_argument("--model", type=Path, default=CHECKPOINT, help="checkpoint directory")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=12, help="of the whole run (default 12)")
+    parser.add_argument("--seconds", type=float, help="of a window at 1 request at a time instead")
+    parser.add_argument("--least-ended", type=int, default=20, help="answers that a window waits for")
+    parser.add_argument("--seed", type=int, default=11, help="of the prompts")
+    parser.add_argument("--kv-tokens", type=int, default=65_536)
+    parser.add_argument("--output", type=Path, default=RESULT)
+    options = parser.parse_args(given)
+    options.given = given
+    return options
+
+
+if __name__ == "__main__":
+    main()

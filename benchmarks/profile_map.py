@@ -1,0 +1,243 @@
+"""Which mode wins where: prompt length x output length x requests at a time.
+
+`python -m benchmarks.profile_map [--concurrency 1 4 16 64] [--minutes 12]`
+
+Closed loop on test tasks of the model that ships, sorted by the lengths of prompt and answer, so that drafts are
+accepted as often as on real answers. The longest prompts are tasks after earlier turns of the same chat, longer than
+what the model was trained on: there it writes up to the right answer's length, whatever it writes. Every mode is shown
+as its tokens per second over AR's in the same cell, losses included. Written are a JSON file and a picture beside
+it: one row of maps per mode and one for the winner among the modes of AR's quality.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from benchmarks.machine import machine
+from benchmarks.policies import Fixed
+from benchmarks.policy_run import closed_loop, in_loop, new_engine
+from benchmarks.profile_plot import plot
+from benchmarks.promise_report import rung_name
+from benchmarks.promise_setup import tokenizer_of
+from benchmarks.promise_trace import Request, length_class
+from benchmarks.workload import CHECKPOINT
+from deployments.warm_up import warm_up
+from engine.plan import AR, Rung, diffusion, self_speculation
+from engine.request import equivalent_to_ar
+from engine.tiny.tasks import generate
+
+if TYPE_CHECKING:
+    from engine.checkpoint.tokenizer import Tokenizer
+    from engine.tiny.tasks import Message, Task
+
+RESULT = Path(__file__).parent / "results" / "profile_map.json"
+PROMPT_CLASSES: Mapping[str, tuple[int, int]] = {
+    "up to 48": (1, 48), "49 to 96": (49, 96), "97 to 160": (97, 160), "about 512": (448, 576),
+}  # fmt: skip
+"""Prompt tokens; the last class is made of several turns."""
+OUTPUT_CLASSES: Mapping[str, tuple[int, int]] = {"up to 31": (1, 31), "32 to 95": (32, 95), "96 and more": (96, 256)}
+"""Tokens of the right answer."""
+MANY_TURNS = 448
+PROMPTS = 96
+FEWEST_PROMPTS = 8
+TASKS = 6000
+RAMP = 0.5
+LEAST_SECONDS = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class MapCell:
+    """Prompts of one length whose answers have one length."""
+
+    prompt_class: str
+    output_class: str
+    requests: list[Request]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints, draws and writes."""
+    options = _options(arguments)
+    begun = perf_counter()
+    engine = new_engine(options.model, options.kv_tokens)
+    warm_up(engine)
+    engine.start()
+    cells = cells_of(tokenizer_of(engine), options.seed, options.prompts, options.tasks)
+    rungs = modes(engine.ladder)
+    equal = {rung.policy() for rung in equivalent_to_ar(engine.ladder)}
+    lossy = {rung_name(rung): not rung.exact and rung.policy() not in equal for rung in rungs}
+    measurements = len(cells) * len(options.concurrency) * len(rungs)
+    left_s = options.minutes * 60 - (perf_counter() - begun)
+    seconds = options.seconds or max(LEAST_SECONDS, left_s / measurements / (1 + RAMP))
+    print(f"{measurements} windows of {seconds:.1f} s; tokens/s over AR's, winner first", flush=True)
+    rows: list[dict[str, Any]] = []
+    try:
+        for concurrency in options.concurrency:
+            for cell in cells:
+                speeds, right = {}, {}
+                for rung in rungs:
+                    name = rung_name(rung)
+                    run = closed_loop(
+                        engine,
+                        Fixed(name, rung),
+                        cell.requests,
+                        concurrency,
+                        RAMP * seconds,
+                        seconds,
+                        options.least_ended,
+                    )
+                    closed = in_loop(run)
+                    speeds[name] = closed.tokens_per_s
+                    right[name] = sum(one.right for one in closed.ended) / len(closed.ended)
+                rows.append(row_of(cell, concurrency, speeds, right, lossy))
+                _show(rows[-1])
+                _write(options, rows, lossy, seconds)
+    except KeyboardInterrupt:
+        print("stopped; the files have what was complete")
+    finally:
+        engine.stop()
+    if rows and options.output is not None:
+        plot(rows, list(lossy), options.output.with_suffix(".png"))
+    print(f"{perf_counter() - begun:.0f} s in all")
+
+
+def modes(ladder: Sequence[Rung]) -> list[Rung]:
+    """AR, drafts of four lengths, the released diffusion, and the fastest diffusion of the ladder."""
+    chosen = [AR, *(self_speculation(length) for length in (4, 8, 16, 32)), diffusion(32, None, 0.9)]
+    fastest = [rung for rung in ladder if rung.is_diffusion][-1:]
+    return chosen + [rung for rung in fastest if rung.policy() != chosen[-1].policy()]
+
+
+def cells_of(tokenizer: Tokenizer, seed: int, prompts: int, tasks: int) -> list[MapCell]:
+    """Prompts of every combination of lengths that the tasks have at least `FEWEST_PROMPTS` of."""
+    found: dict[tuple[str, str], list[Request]] = {(p, o): [] for p in PROMPT_CLASSES for o in OUTPUT_CLASSES}
+    for request in [*_single_turns(tokenizer, seed, tasks), *_many_turns(tokenizer, seed, tasks)]:
+        prompt_class = class_of(len(request.prompt), PROMPT_CLASSES)
+        output_class = class_of(_answer_tokens(tokenizer, request.answer), OUTPUT_CLASSES)
+        if prompt_class is not None and output_class is not None:
+            chosen = found[prompt_class, output_class]
+            if len(chosen) < prompts:
+                chosen.append(request)
+    return [MapCell(*names, requests) for names, requests in found.items() if len(requests) >= FEWEST_PROMPTS]
+
+
+def class_of(tokens: int, classes: Mapping[str, tuple[int, int]]) -> str | None:
+    """The class that a length belongs to; None between classes."""
+    return next((name for name, (least, most) in classes.items() if least <= tokens <= most), None)
+
+
+def row_of(
+    cell: MapCell,
+    concurrency: int,
+    speeds: Mapping[str, float],
+    right: Mapping[str, float],
+    lossy: Mapping[str, bool],
+) -> dict[str, Any]:
+    """One cell of the map: every mode over AR, the winner of AR's quality and by how much it wins, and of all."""
+    ar = speeds["ar"]
+    faithful = sorted((name for name in speeds if not lossy[name]), key=lambda name: -speeds[name])
+    winner, second = faithful[0], faithful[1]
+    overall = max(speeds, key=lambda name: speeds[name])
+    return {
+        "prompt_tokens": cell.prompt_class,
+        "output_tokens": cell.output_class,
+        "concurrency": concurrency,
+        "prompts": len(cell.requests),
+        "tokens_per_s": dict(speeds),
+        "over_ar": {name: speed / ar for name, speed in speeds.items()},
+        "right": dict(right),
+        "winner": winner,
+        "winner_over_second": speeds[winner] / speeds[second],
+        "second": second,
+        "winner_with_lossy": overall,
+    }
+
+
+def _single_turns(tokenizer: Tokenizer, seed: int, tasks: int) -> Iterator[Request]:
+    for index, task in enumerate(generate("test", tasks, seed)):
+        yield _request(tokenizer, index, task.messages, task)
+
+
+def _many_turns(tokenizer: Tokenizer, seed: int, tasks: int) -> Iterator[Request]:
+    """Tasks after others, with their answers, as earlier turns of one chat."""
+    earlier: list[Message] = []
+    tokens = 0
+    for index, task in enumerate(generate("test", tasks, seed + 1)):
+        own = len(tokenizer.render_chat(task.messages))
+        if tokens + own < MANY_TURNS:
+            earlier += [*task.messages, {"role": "assistant", "content": task.answer}]
+            tokens += own + _answer_tokens(tokenizer, task.answer)
+        else:
+            whole = _request(tokenizer, index, [*earlier, *task.messages], task)
+            yield replace(whole, ignore_eos=True, max_tokens=_answer_tokens(tokenizer, task.answer))
+            earlier, tokens = [], 0
+
+
+def _request(tokenizer: Tokenizer, index: int, messages: list[Message], task: Task) -> Request:
+    bound = length_class(_answer_tokens(tokenizer, task.answer))
+    return Request(index, tokenizer.render_chat(messages), task.answer, task.task, "default", bound, None)
+
+
+def _answer_tokens(tokenizer: Tokenizer, answer: str) -> int:
+    return len(tokenizer.encode(answer, add_bos=False)) + 1
+
+
+def _show(row: dict[str, Any]) -> None:
+    over = sorted(row["over_ar"].items(), key=lambda item: -item[1])
+    print(
+        f"prompt {row['prompt_tokens']:10} output {row['output_tokens']:12} at {row['concurrency']:2}: "
+        f"{row['winner']} by {row['winner_over_second']:.2f} | "
+        + ", ".join(f"{name} {ratio:.2f}" for name, ratio in over),
+        flush=True,
+    )
+
+
+def _write(options: argparse.Namespace, rows: list[dict[str, Any]], lossy: Mapping[str, bool], seconds: float) -> None:
+    if options.output is None:
+        return
+    report = {
+        "model": "stepdial-tiny" if options.model == CHECKPOINT else options.model.name,
+        "command": "python -m benchmarks.profile_map " + shlex.join(options.given),
+        "machine": machine(),
+        "settings": {"window_s": seconds, "ramp": RAMP, "seed": options.seed},
+        "lossy": dict(lossy),
+        "cells": rows,
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m benchmarks.profile_map",
+    )
+    parser.add_argument("--model", type=Path, default=CHECKPOINT, help="checkpoint directory")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--minutes", type=float, default=12, help="of the whole run (default 12)")
+    parser.add_argument("--seconds", type=float, help="of each window instead")
+    parser.add_argument("--least-ended", type=int, default=4, help="answers that a window waits for")
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="of each cell")
+    parser.add_argument("--tasks", type=int, default=TASKS, help="tasks to choose the prompts from")
+    parser.add_argument("--seed", type=int, default=13, help="of the prompts")
+    parser.add_argument("--kv-tokens", type=int, default=65_536)
+    parser.add_argument("--output", type=Path, default=RESULT)
+    options = parser.parse_args(given)
+    options.given = given
+    return options
+
+
+if __name__ == "__main__":
+    main()

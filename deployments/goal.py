@@ -1,0 +1,71 @@
+"""The bounds of a request's time: its own fields before those of its tier."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from deployments.prediction import Prediction
+    from deployments.tiers import Tier
+    from engine.request import GenerationOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a request's time may be, milliseconds from its arrival. None = no bound.
+
+    Attributes:
+        latency_slo_ms, ttft_slo_ms: the request's own, else its tier's.
+        stated: whether the request itself named one.
+        on_infeasible: what to do when no rung is fast enough.
+        share: of the time that it has, how much a replica may be busy at the median; heavier tiers keep the rest.
+    """
+
+    latency_slo_ms: float | None
+    ttft_slo_ms: float | None
+    stated: bool
+    on_infeasible: Literal["reject", "degrade"]
+    share: float = 1.0
+
+    @property
+    def bounded(self) -> bool:
+        return self.latency_slo_ms is not None or self.ttft_slo_ms is not None
+
+    def latency_ms(self, prediction: Prediction) -> float:
+        """The smallest total latency that could be promised on a prediction, without what is beside the engine."""
+        return max(prediction.p95_s, prediction.p50_s / self.share) * 1e3
+
+    def first_text_ms(self, prediction: Prediction) -> float:
+        """The smallest time to the first text that could be promised."""
+        return max(prediction.first_text_p95_s, prediction.first_text_p50_s / self.share) * 1e3
+
+
+def goal_of(options: GenerationOptions, tier: Tier, output_tokens: int = 1, share: float = 1.0) -> Goal:
+    """The bounds of a request.
+
+    Args:
+        output_tokens: length to reckon with, for tiers with an SLO per token. share: see `Goal`.
+    """
+    own = options.latency_slo_ms is not None or options.ttft_slo_ms is not None
+    latency = options.latency_slo_ms if own else tier.total_slo_ms(output_tokens)
+    first = options.ttft_slo_ms if own else tier.ttft_slo_ms
+    if own and latency is None:
+        latency = tier.total_slo_ms(output_tokens)
+    fallback = "reject" if own else tier.on_infeasible
+    return Goal(latency, first, own, options.on_infeasible or fallback, share)
+
+
+def goal_excess_ms(prediction: Prediction, goal: Goal, extra_ms: float) -> float:
+    """By how much a prediction misses the tighter of its bounds; at most 0 when both are met.
+
+    Args:
+        extra_ms: what is added to the engine's time, elapsed and still to come.
+    """
+    excess = -math.inf
+    if goal.latency_slo_ms is not None:
+        excess = goal.latency_ms(prediction) + extra_ms - goal.latency_slo_ms
+    if goal.ttft_slo_ms is not None:
+        excess = max(excess, goal.first_text_ms(prediction) + extra_ms - goal.ttft_slo_ms)
+    return excess

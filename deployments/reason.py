@@ -1,0 +1,67 @@
+"""Why a plan is what it is, in one sentence for the person who asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deployments.goal import Goal
+    from deployments.planner import Ask, Candidate
+    from engine.plan import Rung
+
+
+def name_of(rung: Rung) -> str:
+    """A rung in words."""
+    if rung.decoding.value == "ar":
+        return "AR"
+    if not rung.is_diffusion:
+        return f"self-speculation over blocks of {rung.block_length}"
+    early = "" if rung.threshold is None else f", threshold {rung.threshold:g}"
+    steps = "1 step" if rung.refinement_steps == 1 else f"{rung.refinement_steps} steps"
+    return f"diffusion over blocks of {rung.block_length} with {steps}{early}"
+
+
+def plan_reason(
+    ask: Ask, lead: Candidate, seen: Sequence[Candidate], ladder: Sequence[Rung], predicted_ms: float, in_time: bool
+) -> str:
+    """The rung, its predicted p95 and quality, and which bound kept better ones out.
+
+    Args:
+        seen: every candidate that was looked at, better ones than the lead included.
+    """
+    goal, menu = ask.goal, ask.menu
+    rung = menu.rungs[lead.place]
+    what = name_of(rung)
+    quality = "" if rung.expected_quality is None else f" (expected quality {rung.expected_quality:.2f})"
+    length = f"; length: {ask.lengths[lead.place].source}"
+    if not in_time:
+        text = f"{what}{quality}, the fastest allowed: predicted p95 {predicted_ms:.0f} ms, so no rung meets the SLO of"
+        return f"{text} {_slo(goal)}{length}"
+    if menu.pinned:
+        within = f"; predicted p95 {predicted_ms:.0f} ms within {_slo(goal)}" if goal.bounded else ""
+        return f"{what}{quality}, pinned by the request{within}"
+    others = f", with {len(ladder) - 1} more rungs for the engine" if len(ladder) > 1 else ""
+    if not goal.bounded:
+        return f"{what}{quality}: the cheapest of the best quality under the present load{others}; no SLO was stated"
+    better = [one for one in seen if one.place < menu.groups[_group_of(ask, lead.place)][0]]
+    kept_out = ""
+    if better:
+        nearest = min(better, key=lambda one: (-one.place, one.prediction.p95_s))
+        late_ms = goal.latency_ms(nearest.prediction) + ask.extra_ms
+        bound = "latency_slo_ms"
+        if goal.latency_slo_ms is None or late_ms <= goal.latency_slo_ms:
+            late_ms, bound = goal.first_text_ms(nearest.prediction) + ask.extra_ms, "ttft_slo_ms"
+        kept_out = f"; {name_of(menu.rungs[nearest.place])} would need {late_ms:.0f} ms, more than {bound} allows"
+    text = f"{what}{quality} is the best quality whose predicted p95 of {predicted_ms:.0f} ms meets {_slo(goal)}"
+    return f"{text}{others}{kept_out}{length}"
+
+
+def _group_of(ask: Ask, index: int) -> int:
+    return next(place for place, group in enumerate(ask.menu.groups) if index in group)
+
+
+def _slo(goal: Goal) -> str:
+    if goal.latency_slo_ms is not None:
+        return f"{goal.latency_slo_ms:g} ms"
+    return f"{goal.ttft_slo_ms or 0:g} ms to the first text"

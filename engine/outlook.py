@@ -1,0 +1,237 @@
+"""What is ahead of the engine's sequences: work left, what deadlines ask for, and the rungs that follow from it.
+
+Reads sequences and changes none. The arithmetic is `engine/pace.py` and `engine/decoding/rung_choice.py`; here it meets
+the sequences' state, the fitted cost of a forward and the measured tokens per forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from math import inf
+from typing import TYPE_CHECKING
+
+from engine.decoding.rung_choice import (
+    Ladder,
+    Load,
+    TokensPerForward,
+    Worth,
+    ladder_of,
+    most_valuable,
+    steps_down,
+    throughput,
+    tokens_ahead,
+    worth_of,
+)
+from engine.pace import Ride, Rider, ride
+
+if TYPE_CHECKING:
+    from engine.cost_model import ForwardCost, ForwardCostModel
+    from engine.plan import Plan, Rung
+    from engine.sequence import Sequence
+
+PRIOR_OUTPUT_TOKENS = 64.0
+LONGEST_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """A request at the door.
+
+    Attributes:
+        output_tokens: length to reckon with. left_s, first_left_s: seconds until its deadlines; None = none.
+        share: of the time until its deadline that forwards may take; below 1 for tiers that leave room to others.
+    """
+
+    plan: Plan
+    prompt_tokens: int
+    output_tokens: float
+    left_s: float | None = None
+    first_left_s: float | None = None
+    share: float = 1.0
+
+    def due_in(self, seconds: float) -> Newcomer:
+        """The same request with another deadline: of its whole answer, or of its first text where it has only that."""
+        return replace(self, first_left_s=seconds) if self.left_s is None else replace(self, left_s=seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The sequences with a deadline as riders of one forward.
+
+    Attributes:
+        timed: the sequences, `riders` in their order. price: tokens that a second of the engine is worth.
+        best: the rung (index) of each ladder's best quality that is worth most.
+    """
+
+    timed: list[Sequence]
+    riders: list[Rider]
+    ride: Ride
+    price: float
+    best: dict[Ladder, int]
+
+
+class Outlook:
+    """Predicts what sequences still need. `meter`: tokens per forward of every rung, as measured here."""
+
+    def __init__(self, cost_model: ForwardCostModel, prefill_chunk: int) -> None:
+        self.cost_model = cost_model
+        self.prefill_chunk = prefill_chunk
+        self.meter = TokensPerForward()
+        self._mean_output = PRIOR_OUTPUT_TOKENS
+
+    @property
+    def cost(self) -> ForwardCost:
+        return self.cost_model.cost
+
+    def ended(self, output_tokens: int) -> None:
+        """Learns from a finished answer's length."""
+        self._mean_output += 0.05 * (output_tokens - self._mean_output)
+
+    def view(self, sequences: Seq[Sequence], now: float) -> View:
+        """What the deadlines of `sequences` ask of the coming forwards. Those that were given up ask for nothing."""
+        worth: dict[Ladder, Worth] = {}
+        for sequence in sequences:
+            if sequence.ladder not in worth:
+                worth[sequence.ladder] = worth_of(sequence.ladder, self.cost, self.meter)
+        price = self._price(sequences, worth)
+        best = {ladder: most_valuable(values, ladder.groups[0], price) for ladder, values in worth.items()}
+        timed = [sequence for sequence in sequences if sequence.timed and not sequence.given_up]
+        riders = [self._rider(sequence, worth[sequence.ladder], price, now) for sequence in timed]
+        return View(timed, riders, ride(riders, self.cost.base_s), price, best)
+
+    def rungs(self, borders: Iterable[Sequence], view: View) -> dict[Sequence, Rung]:
+        """The next rung of every sequence in `borders`, whose plans leave it open."""
+        asked = dict(zip(view.timed, zip(view.riders, view.ride.places, strict=True), strict=True))
+        chosen = {}
+        for sequence in borders:
+            if sequence in asked:
+                rider, place = asked[sequence]
+                index = rider.steps[place].rung
+            else:
+                index = view.best[sequence.ladder]
+            chosen[sequence] = sequence.ladder.rungs[index]
+        return chosen
+
+    def to_give_up(self, view: View) -> Sequence | None:
+        """The sequence whose deadline should be given up first, None where all are kept.
+
+        Of those that are late the one of the smallest weight, then the one that takes most of a forward.
+        """
+        late = [(view.timed[index], view.riders[index]) for index in view.ride.late]
+        if not late:
+            return None
+        return min(late, key=lambda pair: (pair[0].plan.weight, -pair[1].own_s(pair[1].steps[-1])))[0]
+
+    def paces(self, view: View) -> dict[Sequence, float]:
+        """The longest forward that each sequence with a deadline can afford on the rung that it should use, seconds."""
+        found = {}
+        for sequence, rider, place in zip(view.timed, view.riders, view.ride.places, strict=True):
+            found[sequence] = rider.pace_s(rider.steps[place])
+        return found
+
+    def rung_for(self, newcomer: Newcomer, sequences: Seq[Sequence], now: float) -> Rung | None:
+        """The rung that a new request with a deadline can start on so that it is in time and makes nobody late.
+
+        The best quality first, from the plan's own start on; None where the request cannot be kept on any rung.
+        """
+        return self._place(newcomer, self.view(sequences, now))
+
+    def earliest_s(self, newcomer: Newcomer, sequences: Seq[Sequence], now: float) -> float:
+        """The shortest deadline, in seconds from now, that `rung_for` would accept; inf where none is."""
+        view = self.view(sequences, now)
+        low, high = 0.0, 0.01
+        while self._place(newcomer.due_in(high), view) is None:
+            low, high = high, 2 * high
+            if high > LONGEST_S:
+                return inf
+        while high - low > 0.01 * high:
+            middle = (low + high) / 2
+            low, high = (low, middle) if self._place(newcomer.due_in(middle), view) else (middle, high)
+        return high
+
+    def queued_s(self, sequences: Iterable[Sequence]) -> float:
+        """Predicted seconds of forwards until all of `sequences` are done.
+
+        What a sequence adds to a forward is paid for each of its forwards; the base of a forward is shared by all that
+        ride in it, so it is paid for as many forwards as the longest sequence needs.
+        """
+        work_s = longest = 0.0
+        for sequence in sequences:
+            rung = sequence.rung
+            forwards = max(1.0, self._ahead_by_recent_answers(sequence) / max(self.meter.expected(rung), 1e-3))
+            work_s += forwards * self.cost.own_s(rung.block_length, len(sequence.tokens))
+            work_s += self.cost.per_token_s * (sequence.prefill_target - sequence.cached)
+            longest = max(longest, forwards)
+        return self.cost.base_s * longest + work_s
+
+    def _place(self, newcomer: Newcomer, view: View) -> Rung | None:
+        """The newcomer's rung in a forward with all others, None if it or somebody who is not late now would be."""
+        plan = newcomer.plan
+        ladder = ladder_of((plan.first,) if plan.pinned else plan.ladder)
+        group = 0 if plan.pinned else next(at for at, group in enumerate(ladder.groups) if plan.start in group)
+        worth = worth_of(ladder, self.cost, self.meter)
+        rider = Rider(
+            steps=steps_down(ladder, worth, view.price, group),
+            tokens=newcomer.output_tokens,
+            left_s=newcomer.left_s,
+            context_s=self.cost.per_context_s * (newcomer.prompt_tokens + newcomer.output_tokens / 2),
+            first_left_s=newcomer.first_left_s,
+            prompt_forwards=-(-newcomer.prompt_tokens // self.prefill_chunk),
+            prompt_s=self.cost.per_token_s * newcomer.prompt_tokens,
+            share=newcomer.share,
+        )
+        together = ride([*view.riders, rider], self.cost.base_s)
+        if len(together.late) > len(view.ride.late) or len(view.riders) in together.late:
+            return None
+        return ladder.rungs[rider.steps[together.places[-1]].rung]
+
+    def _rider(self, sequence: Sequence, worth: Worth, price: float, now: float) -> Rider:
+        ladder, plan = sequence.ladder, sequence.plan
+        group = 0
+        if not plan.pinned:
+            group = next(at for at, group in enumerate(ladder.groups) if plan.start in group)
+        unread = sequence.prefill_target - sequence.cached
+        first_left_s = None
+        if sequence.first_due_s is not None and sequence.report.ttft_ms is None:
+            first_left_s = sequence.first_due_s - now
+        return Rider(
+            steps=steps_down(ladder, worth, price, group),
+            tokens=self._ahead(sequence),
+            left_s=None if sequence.due_s is None else sequence.due_s - now,
+            context_s=self.cost.per_context_s * len(sequence.tokens),
+            first_left_s=first_left_s,
+            prompt_forwards=-(-unread // self.prefill_chunk),
+            prompt_s=self.cost.per_token_s * unread,
+        )
+
+    def _price(self, sequences: Iterable[Sequence], worth: Mapping[Ladder, Worth]) -> float:
+        """Tokens that a second of the engine is worth: the throughput that its sequences could have together."""
+        free: dict[Ladder, tuple[int, float]] = {}
+        tokens, seconds = 0.0, self.cost.base_s
+        for sequence in sequences:
+            if not sequence.has_pending:
+                continue
+            if sequence.plan.pinned:
+                tokens += self.meter.expected(sequence.rung)
+                seconds += self.cost.own_s(sequence.rung.block_length, sequence.cached)
+            else:
+                count, context_s = free.get(sequence.ladder, (0, 0.0))
+                free[sequence.ladder] = (count + 1, context_s + self.cost.per_context_s * sequence.cached)
+        return throughput(free, worth, Load(seconds, tokens))
+
+    def _ahead(self, sequence: Sequence) -> float:
+        """Output tokens that a sequence is planned to make yet, at most."""
+        limits = sequence.limits
+        expected = sequence.plan.expected_tokens
+        if expected is None:
+            expected = int(self._mean_output) if limits.stop_ids else limits.max_tokens
+        return tokens_ahead(sequence.output_tokens, expected, limits.max_tokens)
+
+    def _ahead_by_recent_answers(self, sequence: Sequence) -> float:
+        """As much as recent answers had in all, however long it is already (what has not ended yet is no nearer to its
+        end), at most max_tokens; a sequence that nothing stops goes up to max_tokens.
+        """
+        left = sequence.limits.max_tokens - sequence.output_tokens
+        return max(min(self._mean_output, left) if sequence.limits.stop_ids else left, 1.0)

@@ -1,0 +1,49 @@
+"""The bars of the mixture, on numbers written by hand."""
+
+from __future__ import annotations
+
+from benchmarks.mixture import AUTO, Measured, best_single, complete, judge, single_modes, window_weight
+from engine.plan import AR, diffusion, self_speculation
+
+
+def measured(tokens_per_s: float, p95_ms: float, lossy: bool = False, repeats: int = 3) -> Measured:
+    return Measured(lossy, [tokens_per_s] * repeats, [p95_ms / 2] * repeats, [p95_ms] * repeats, [1.0] * repeats)
+
+
+def verdicts(auto: Measured) -> list[bool]:
+    row = {AUTO: auto, "ar": measured(500, 300), "self-speculation 16": measured(1000, 100)}
+    row["diffusion 8 K1"] = measured(2000, 50, lossy=True)
+    return [passed for _, passed in judge({4: row})]
+
+
+def test_the_best_single_mode_has_ars_quality() -> None:
+    row = {AUTO: measured(9, 1), "ar": measured(5, 1), "self-speculation 16": measured(7, 1)}
+    row["diffusion 8 K1"] = measured(8, 1, lossy=True)
+    assert best_single(row) == "self-speculation 16"
+
+
+def test_auto_passes_close_to_the_best_and_must_be_above_it_somewhere() -> None:
+    assert verdicts(measured(960, 104)) == [True, True, False]
+    assert verdicts(measured(1010, 104)) == [True, True, True]
+
+
+def test_auto_fails_when_it_is_slower_or_its_answers_take_longer() -> None:
+    assert verdicts(measured(940, 100)) == [False, True, False]
+    assert verdicts(measured(1010, 106)) == [True, False, True]
+
+
+def test_a_concurrency_without_all_repeats_is_left_out() -> None:
+    whole = {AUTO: measured(1, 1), "ar": measured(1, 1)}
+    half = {AUTO: measured(1, 1), "ar": measured(1, 1, repeats=2)}
+    assert complete({1: whole, 2: half}, 3) == {1: whole}
+
+
+def test_single_modes_are_ar_four_drafts_and_the_ladders_diffusion() -> None:
+    lossy = diffusion(16, 1)
+    expected = [AR, *(self_speculation(length) for length in (4, 8, 16, 32)), lossy]
+    assert single_modes([AR, self_speculation(16), lossy]) == expected
+
+
+def test_windows_grow_with_the_number_of_requests() -> None:
+    assert window_weight(64) == 3.0
+    assert window_weight(1) < window_weight(8)

@@ -1,0 +1,165 @@
+"""The policies that are compared: what each decides, on the real engine with the model that ships."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import perf_counter
+
+import pytest
+
+from benchmarks.policies import Admitted, ByDeadline, ByLoad, Fixed, Refused, Served, fastest_by_load
+from benchmarks.policy_run import Outcome, closed_loop, in_loop, new_engine, open_loop
+from benchmarks.promise_setup import tokenizer_of
+from benchmarks.promise_trace import Arrival, Idle, Request, Slos, requests_of
+from benchmarks.stepdial_policy import Stepdial
+from benchmarks.workload import CHECKPOINT
+from engine.engine import Engine
+from engine.events import Finished, Report
+from engine.plan import AR, Plan, diffusion, self_speculation
+from engine.request import GenerationOptions, equivalent_to_ar
+
+LONG, SHORT = self_speculation(32), self_speculation(4)
+PROFILE = {LONG: {1: 900.0, 8: 1000.0, 64: 1100.0}, SHORT: {1: 300.0, 8: 1010.0, 64: 2000.0}}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    made = new_engine(CHECKPOINT, 8192)
+    made.start()
+    yield made
+    made.stop()
+
+
+def request(slo_ms: float | None = None, tier: str = "standard", index: int = 0, max_tokens: int = 16) -> Request:
+    return Request(index, list(range(300, 340)), "none", "addition", tier, max_tokens, slo_ms)
+
+
+def wait(engine: Engine, sequences: int) -> None:
+    """Puts sequences into an engine whose loop does not run."""
+    for _ in range(sequences):
+        engine.core.add(engine.intake.sequence("one", [1, 2, 3], GenerationOptions(max_tokens=4), Plan(), 0.0))
+
+
+def served(decision: Served | Refused) -> Served:
+    assert isinstance(decision, Served)
+    return decision
+
+
+def test_a_fixed_policy_gives_everybody_its_rung_and_tells_no_deadline() -> None:
+    decision = served(Fixed("drafts", LONG).decide(request(1.0), perf_counter()))
+    assert decision.plan.ladder == (LONG,)
+    assert decision.latency_slo_ms is None
+
+
+def test_a_profile_gives_the_fastest_rung_of_every_load() -> None:
+    assert fastest_by_load(PROFILE) == {1: LONG, 8: SHORT, 64: SHORT}
+
+
+@pytest.mark.parametrize(("open_already", "rung"), [(0, LONG), (1, LONG), (7, SHORT), (200, SHORT)])
+def test_the_rung_by_load_is_that_of_the_nearest_measured_load(open_already: int, rung: object) -> None:
+    idle = new_engine(CHECKPOINT, 8192)
+    wait(idle, open_already)
+    assert served(ByLoad("by load", idle, PROFILE).decide(request(), perf_counter())).plan.first == rung
+
+
+@pytest.mark.parametrize("profile", [{}, {LONG: {}}])
+def test_an_empty_profile_is_refused(engine: Engine, profile: dict) -> None:
+    with pytest.raises(ValueError, match="profile of 'by load' is empty"):
+        ByLoad("by load", engine, profile)
+
+
+def test_the_threshold_follows_the_deadline(engine: Engine) -> None:
+    rungs = [diffusion(32, None, level) for level in (0.95, 0.5, 0.1)]
+    policy = ByDeadline("by deadline", engine, rungs)
+    assert served(policy.decide(request(None), perf_counter())).plan.first == rungs[0]
+    loose, tight = (served(policy.decide(request(slo), perf_counter())) for slo in (1e6, 0.5))
+    assert loose.plan.first == rungs[0]
+    assert tight.plan.first == rungs[-1]
+    assert loose.latency_slo_ms == pytest.approx(1e6, rel=0.01)
+
+
+def test_admission_refuses_what_cannot_be_in_time_and_lets_the_rest_in_with_its_deadline(engine: Engine) -> None:
+    policy = Admitted(Fixed("ar", AR), engine)
+    assert policy.decide(request(1.0), perf_counter()) == Refused(429)
+    assert policy.decide(request(5_000.0), perf_counter() - 10.0) == Refused(429)
+    loose = served(policy.decide(request(1e6), perf_counter()))
+    assert loose.plan.ladder == (AR,)
+    assert loose.latency_slo_ms == pytest.approx(1e6, rel=0.01)
+    assert served(policy.decide(request(None), perf_counter())).latency_slo_ms is None
+
+
+def test_stepdial_refuses_for_good_what_no_idle_engine_could_do(engine: Engine) -> None:
+    assert Stepdial(engine, str(CHECKPOINT)).decide(request(0.5, "realtime"), perf_counter()) == Refused(400)
+
+
+def test_stepdial_keeps_ars_quality_where_the_tier_asks_for_it(engine: Engine) -> None:
+    policy = Stepdial(engine, str(CHECKPOINT))
+    equal = {rung.policy() for rung in equivalent_to_ar(engine.ladder)}
+    for index, asked in enumerate([request(None, "batch"), request(1e6, "standard")]):
+        decision = served(policy.decide(Request(**{**vars_of(asked), "index": index}), perf_counter()))
+        assert {rung.policy() for rung in decision.plan.ladder} <= equal
+
+
+def test_stepdial_tells_the_engine_the_deadline_less_what_has_passed(engine: Engine) -> None:
+    decision = served(Stepdial(engine, str(CHECKPOINT)).decide(request(1e6), perf_counter() - 400.0))
+    assert decision.latency_slo_ms == pytest.approx(6e5, rel=0.01)
+    assert decision.predicted_p95_ms is not None
+
+
+def test_stepdial_learns_lengths_from_answers(engine: Engine) -> None:
+    policy = Stepdial(engine, str(CHECKPOINT))
+    for index in range(20):
+        asked = request(None, "batch", index, max_tokens=256)
+        served(policy.decide(asked, perf_counter()))
+        policy.learn(asked, Finished("stop", Report(prompt_tokens=40, completion_tokens=10, latency_ms=20.0)), 21.0)
+    assert served(policy.decide(request(None, "batch", 20, max_tokens=256), perf_counter())).plan.expected_tokens == 10
+
+
+def test_an_open_loop_fills_in_what_came_of_every_request(engine: Engine) -> None:
+    arrivals = [Arrival(0.0, request(1e6)), Arrival(0.02, request(1e6, index=1))]
+    outcomes = in_loop(open_loop(engine, Fixed("ar", AR), arrivals, end_s=60.0))
+    for outcome in outcomes:
+        assert outcome.in_time
+        assert 0 < outcome.tokens <= 16
+        assert outcome.first_ms is not None
+        assert outcome.latency_ms is not None
+        assert 0 < outcome.first_ms <= outcome.latency_ms
+        assert [entry.rung for entry in outcome.entries] == [AR]
+    assert not any(outcome.right for outcome in outcomes)
+
+
+def test_what_is_open_at_the_end_is_cut_off_and_frees_the_engine(engine: Engine) -> None:
+    asked = next(one for one in requests_of(tokenizer_of(engine), Slos(Idle(0, 0, 0), {}), 1) if one.family == "code")
+    # Forty answers of several blocks in 32 steps each take seconds, on any machine.
+    outcomes = in_loop(open_loop(engine, Fixed("slow", diffusion(32, 32)), [Arrival(0.0, asked)] * 40, end_s=0.1))
+    assert all(outcome.latency_ms is None and not outcome.in_time for outcome in outcomes)
+    assert engine.present() == []
+
+
+def test_a_refused_request_costs_no_forward(engine: Engine) -> None:
+    before = engine.stats().forwards
+    policy = Admitted(Fixed("ar", AR), engine)
+    outcomes: list[Outcome] = in_loop(open_loop(engine, policy, [Arrival(0.0, request(1.0))], end_s=5.0))
+    assert outcomes[0].refused == 429
+    assert outcomes[0].latency_ms is None
+    assert engine.stats().forwards == before
+
+
+def test_a_closed_loop_counts_what_ends_in_its_window(engine: Engine) -> None:
+    closed = in_loop(closed_loop(engine, Fixed("ar", AR), [request(max_tokens=4)], 2, 0.0, 0.1, least_ended=6))
+    assert len(closed.ended) >= 6
+    assert closed.tokens >= 6
+    assert closed.requests_per_s == pytest.approx(len(closed.ended) / closed.seconds)
+    assert closed.latency_ms(0.5) <= closed.latency_ms(0.95)
+    assert engine.present() == []
+
+
+def test_an_empty_window_has_no_latency(engine: Engine) -> None:
+    closed = in_loop(closed_loop(engine, Fixed("ar", AR), [request()], 1, 0.0, 0.0))
+    closed.ended.clear()
+    with pytest.raises(ValueError, match="no request ended"):
+        closed.latency_ms(0.95)
+
+
+def vars_of(asked: Request) -> dict[str, object]:
+    return {name: getattr(asked, name) for name in Request.__dataclass_fields__}

@@ -1,0 +1,114 @@
+"""A burst starts a second replica, its end stops one, and the streams that it held lose nothing."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from ray import serve
+
+from deployments.app import build
+from deployments.settings import AppArgs
+from tests.e2e.conftest import wait_until_ready
+from tests.e2e.test_failures import eventually
+
+MODEL = "stepdial-tiny"
+TARGET_S = 20.0
+BURST, KEPT = 10, 4
+LONG: dict[str, Any] = {
+    "model": MODEL, "max_tokens": 3600, "min_tokens": 3600, "temperature": 0, "seed": 1, "stream": True,
+    "ignore_eos": True,
+}  # fmt: skip
+NARROW: dict[str, Any] = {"decoding": "ar"}
+WIDE: dict[str, Any] = {"decoding": "diffusion", "block_length": 8, "refinement_steps": 8}
+"""More forwards than tokens, so more work than a replica may have, however fast the machine is."""
+
+
+@pytest.fixture(scope="module")
+def growing(url: str) -> Iterator[str]:
+    args = AppArgs(
+        min_replicas=1, max_replicas=2, replica_cpus=0, router_cpus=0, health_period_s=1, kv_tokens=131_072,
+        target_queue_s=TARGET_S, upscale_delay_s=0.5, downscale_delay_s=0.5, metrics_interval_s=0.5,
+        routing_stats_period_s=0.2,
+        # Far less than the kept streams still need: the drained replica dies under them.
+        drain_s=0.5,
+    )  # fmt: skip
+    serve.run(build(args), name="growing", route_prefix="/growing")
+    wait_until_ready(f"{url}/growing", 1)
+    yield f"{url}/growing"
+    serve.delete("growing")
+
+
+def replicas(url: str) -> int:
+    count: int = httpx.get(f"{url}/ready", timeout=10).json()["replicas"]
+    return count
+
+
+def running() -> int:
+    """Replicas that Serve itself calls running."""
+    states = serve.status().applications["growing"].deployments["Replica"].replica_states
+    return sum(count for state, count in states.items() if state == "RUNNING")
+
+
+def read(
+    url: str, prompt: list[int], mode: dict[str, Any], stop: threading.Event | None = None
+) -> tuple[str, str, dict[str, Any]]:
+    """Reads a stream to its end, or until `stop`: (its first replica, its text, what it said of itself)."""
+    text, said = "", {}
+    body = {**LONG, **mode, "prompt": prompt}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=300) as answer:
+        assert answer.status_code == 200, answer.read()
+        for line in answer.iter_lines():
+            if stop is not None and stop.is_set():
+                break
+            if line.startswith("data: {"):
+                event = json.loads(line.removeprefix("data: "))
+                assert "error" not in event, event
+                text += event["choices"][0]["text"] if event["choices"] else ""
+                said = event.get("stepdial", said)
+    return answer.headers["x-stepdial-replica"], text, said
+
+
+def gauges(url: str) -> dict[str, float]:
+    """The autoscaler's decision as /metrics has it; values with a tier are summed."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=10).text):
+        for sample in family.samples:
+            if sample.name.startswith("stepdial_autoscaling_"):
+                found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    return found
+
+
+def test_a_burst_starts_a_replica_and_its_end_stops_one_under_open_streams(growing: str) -> None:
+    over = threading.Event()
+    with ThreadPoolExecutor(BURST + KEPT) as pool:
+        burst = [pool.submit(read, growing, [1, 200 + index], WIDE, over) for index in range(BURST)]
+        try:
+            grown = eventually(lambda: running() == 2 and replicas(growing) == 2, 120)
+            said = gauges(growing)
+        finally:
+            over.set()
+        assert grown, "the burst did not start a second replica"
+        for done in burst:
+            done.result()
+        assert said["stepdial_autoscaling_wanted_replicas"] == 2
+        assert said["stepdial_autoscaling_max_replicas"] == 2
+        assert said["stepdial_autoscaling_work_seconds"] > 0
+        assert said["stepdial_autoscaling_need_replicas"] > 0
+        kept = [pool.submit(read, growing, [1, 300 + index], NARROW) for index in range(KEPT)]
+        assert eventually(lambda: running() == 1, 300), "the second replica was not stopped"
+        open_at_the_stop = sum(not done.done() for done in kept)
+        answers = [done.result() for done in kept]
+        alone = list(pool.map(lambda index: read(growing, [1, 300 + index], NARROW), range(KEPT)))
+    assert len({replica for replica, _, _ in answers}) == 2, "streams were open on both replicas"
+    assert open_at_the_stop >= 1
+    assert any("continued after" in said["reason"] for _, _, said in answers)
+    assert [text for _, text, _ in answers] == [text for _, text, _ in alone]
+    assert eventually(lambda: gauges(growing)["stepdial_autoscaling_wanted_replicas"] == 1, 5)
+    assert replicas(growing) == 1
