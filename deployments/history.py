@@ -138,10 +138,11 @@ class OutputLengths:
 class Calibration:
     """Actual latencies over the p95 that was predicted, by mode: what predictions still have to be multiplied with.
 
-    Only a prediction whose rung was kept is judged, and never below 1: the replicas' last word knows no smaller one.
+    Only a prediction whose rung was kept is judged. It corrects what is promised, not what is feasible: that is
+    reckoned as the replicas' last word reckons it.
     """
 
-    MOST = 3.0
+    LEAST, MOST = 0.4, 3.0
     """Predictions that fail by more say nothing about the next one: the machine stalled."""
 
     def __init__(self) -> None:
@@ -150,13 +151,13 @@ class Calibration:
     def observe(self, mode: str, actual_over_predicted: float) -> None:
         """Args: actual_over_predicted: engine seconds over the engine's predicted p95, before this correction."""
         if mode not in self._modes:
-            self._modes[mode] = Quantile(1.0)
+            self._modes[mode] = Quantile(1.0, window=100)
         self._modes[mode].observe(actual_over_predicted)
 
     def scale(self, mode: str) -> float:
         seen = self._modes.get(mode)
         # A few answers say little about a p95, and one stall among them would lengthen every prediction.
-        return min(max(seen.value, 1.0), self.MOST) if seen is not None and seen.sure else 1.0
+        return min(max(seen.value, self.LEAST), self.MOST) if seen is not None and seen.sure else 1.0
 
 
 MOST_TAIL = 3.0

@@ -22,9 +22,8 @@ class ReplicaLoad:
         queue_s: predicted seconds of forwards waiting plus running.
         running, waiting: sequences with and without K/V.
         slots, context: query tokens and key positions that the open requests put into a forward.
-        timed_sequences, timed_slots, timed_context, timed_s: the same, and their seconds of work, of those with a
-            deadline: others give way to a newcomer with one.
-        sequences: open requests, waiting or running, those that the engine's loop has not seen yet included.
+        timed_s, timed_others_s: seconds of work in requests with a deadline, and what they add to the mean forward when
+            they ride as often as they need: what has none, or a loose one, gives way to a tight newcomer.
         cost: the fitted cost of a forward. tail_ratio: its p95 over its median.
         prefill_chunk: most prompt tokens of one sequence in a forward.
         latency_tail: p95 of actual over predicted latency, by mode, as this replica measured it.
@@ -39,10 +38,8 @@ class ReplicaLoad:
     sequences: int = 0
     slots: float = 0.0
     context: float = 0.0
-    timed_sequences: int = 0
-    timed_slots: float = 0.0
-    timed_context: float = 0.0
     timed_s: float = 0.0
+    timed_others_s: float = 0.0
     cost: ForwardCost = field(default_factory=ForwardCost)
     tail_ratio: float = 1.5
     prefill_chunk: int = 256
@@ -61,12 +58,6 @@ class ReplicaLoad:
         """What the open requests add to a forward that they all take part in."""
         cost = self.cost
         return cost.seconds(self.slots, self.context, self.sequences) - cost.base_s
-
-    @property
-    def timed_others_s(self) -> float:
-        """What those with a deadline add to it."""
-        cost = self.cost
-        return cost.seconds(self.timed_slots, self.timed_context, self.timed_sequences) - cost.base_s
 
     def idle(self) -> ReplicaLoad:
         """The same replica with nothing to do: what decides whether an SLO is feasible at all.
@@ -116,10 +107,8 @@ class LoadMeter:
             sequences=stats.running + stats.waiting,
             slots=stats.open_slots,
             context=stats.open_context,
-            timed_sequences=stats.timed_sequences,
-            timed_slots=stats.timed_slots,
-            timed_context=stats.timed_context,
             timed_s=stats.timed_s,
+            timed_others_s=max(0.0, stats.timed_forward_s - stats.cost_model["cost"]["base_s"]),
             cost=ForwardCost.from_dict(stats.cost_model["cost"]),
             tail_ratio=stats.cost_model["tail_ratio"],
             prefill_chunk=self.prefill_chunk,

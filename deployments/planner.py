@@ -120,11 +120,11 @@ def nothing_serves() -> Refusal:
 
 
 def candidate(ask: Ask, index: int, view: LoadView) -> Candidate:
-    """What is predicted of one rung at one replica, experience applied."""
+    """What is predicted of one rung at one replica; experience applied where it is no question of a deadline."""
     shape, length = ask.menu.shapes[index], ask.lengths[index]
     cached = ask.cached.get(view.load.replica, 0) if ask.cached else 0
     prediction = predict_on(view, shape, ask.prompt_tokens, cached, length.median, length.reckoned)
-    scale = ask.scales.get(shape.mode, 1.0) if ask.scales else 1.0
+    scale = 1.0 if ask.goal.bounded or not ask.scales else ask.scales.get(shape.mode, 1.0)
     if scale != 1.0:
         prediction = prediction._replace(
             p95_s=prediction.p95_s * scale, first_text_p95_s=prediction.first_text_p95_s * scale
@@ -170,9 +170,9 @@ def expected(ask: Ask, lead: Candidate) -> Prediction:
     room_s = max(0.0, slo_ms - ask.extra_ms) / 1e3 / SAFETY
     crowded = candidate(ask, lead.place, LoadView(lead.view.load)).prediction
     alone = lead.prediction
-    return alone._replace(
-        p50_s=max(alone.p50_s, min(crowded.p50_s, room_s)), p95_s=max(alone.p95_s, min(crowded.p95_s, room_s))
-    )
+    p50_s = max(alone.p50_s, min(crowded.p50_s, room_s))
+    scale = ask.scales.get(ask.menu.shapes[lead.place].mode, 1.0) if ask.scales else 1.0
+    return alone._replace(p50_s=p50_s, p95_s=max(alone.p95_s, min(crowded.p95_s, room_s)) * scale)
 
 
 def ladder_from(menu: Menu, lead: int, in_time: bool) -> tuple[tuple[Rung, ...], int]:

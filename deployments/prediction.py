@@ -102,8 +102,8 @@ class LoadView:
     """A load with everything worked out that does not depend on the request."""
 
     __slots__ = (
-        "base_s", "chunk", "context_s", "cost", "load", "machine", "measured", "others_s", "queue_s", "slots",
-        "tails", "token_s", "wait_s",
+        "base_s", "chunk", "context_s", "cost", "entry_s", "load", "machine", "measured", "others_s", "queue_s",
+        "slots", "tails", "token_s", "wait_s",
     )  # fmt: skip
 
     def __init__(self, load: ReplicaLoad, timed: bool = False) -> None:
@@ -115,11 +115,14 @@ class LoadView:
         self.context_s = cost.per_context_s
         self.others_s = load.timed_others_s if timed else load.others_s
         self.queue_s = load.timed_s if timed else load.queue_s
-        self.slots = load.timed_slots if timed else load.slots
+        self.entry_s = min(cost.base_s + load.others_s, load.queue_s) if load.sequences else 0.0
+        self.slots = load.slots
         queued = load.waiting and not timed
         self.wait_s = load.queue_s * load.waiting / (load.waiting + load.running) if queued else 0.0
         self.chunk = load.prefill_chunk
-        self.tails = load.latency_tail
+        # What was learned of latencies is what the engine's scheduling made of them; whether a deadline can be kept is
+        # reckoned as the engine will reckon it.
+        self.tails = {} if timed else load.latency_tail
         self.machine = load.tail_ratio - 1.0
         self.measured = load.tokens_per_forward
 
@@ -139,19 +142,22 @@ def predict_on(
     others_s, wait_s, queue_s = view.others_s, view.wait_s, view.queue_s
     forwards = shape.forwards(median_tokens, view.measured)
     own_median_s = own_s + half_context_s * median_tokens
-    p50_s = prompt_s + forwards * own_median_s + min(wait_s + others_s * (forwards + chunks), queue_s)
+    # A newcomer waits for the forward that is under way, half of it on average.
+    entry_s = view.entry_s
+    p50_s = entry_s / 2 + prompt_s + forwards * own_median_s + min(wait_s + others_s * (forwards + chunks), queue_s)
     tail = view.tails.get(shape.mode, PRIOR_TAIL)
     # One forward's tail averages out over many; a mode's own spread does not.
     machine = max(tail, 1.0 + view.machine / math.sqrt(forwards + chunks))
     if reckoned_tokens == median_tokens:
-        p95_s = p50_s * machine
+        p95_s = entry_s + (p50_s - entry_s / 2) * machine
     else:
         more = shape.forwards(reckoned_tokens, view.measured)
         long_s = prompt_s + more * (own_s + half_context_s * reckoned_tokens)
         long_s += min(wait_s + others_s * (more + chunks), queue_s)
-        p95_s = p50_s * math.exp(math.hypot(math.log(max(long_s / p50_s, 1.0)), math.log(machine)))
+        spread = math.hypot(math.log(max(long_s / (p50_s - entry_s / 2), 1.0)), math.log(machine))
+        p95_s = entry_s + (p50_s - entry_s / 2) * math.exp(spread)
     first = min(forwards, shape.first_forwards)
-    first_s = prompt_s + first * own_s + min(wait_s + others_s * (first + chunks), queue_s)
+    first_s = entry_s + prompt_s + first * own_s + min(wait_s + others_s * (first + chunks), queue_s)
     first_tail = max(tail, 1.0 + view.machine / math.sqrt(first + chunks))
     slots = view.slots
     read = min(unread, view.chunk)

@@ -19,9 +19,6 @@ class EngineConfig(BaseModel):
     max_sequences: int = Field(256, ge=1, le=4096, description="Sequences that may hold K/V at the same time.")
     max_waiting: int = Field(4096, ge=1, description="Requests that may wait; one more is refused.")
     max_forward_tokens: int = Field(2048, ge=16, description="Slots of one forward: query tokens over all sequences.")
-    longest_forward_ms: float = Field(
-        40.0, gt=0, description="How long a forward may be about, while requests with deadlines come in; else as it is."
-    )
     prefill_chunk: int = Field(256, ge=1, description="Most prompt tokens of one sequence in one forward.")
     kv_tokens: int | None = Field(
         None, ge=64, description="K/V capacity in tokens; null = what `kv_memory_fraction` of the free memory holds."

@@ -36,6 +36,9 @@ AR_BORDERS = 4
 """Every so many tokens an AR sequence may change its rung."""
 DEADLINES_EXPECTED_S = 30.0
 """For so long after a sequence with a deadline the next one is expected."""
+LONGEST_BASES = 8.0
+"""Meanwhile what has no deadline, or a loose one, makes no forward longer than so many of its bases: an eighth of the
+time is the price of a short wait."""
 
 
 class EngineCore:
@@ -123,10 +126,8 @@ class EngineCore:
             open_slots=sum(sequence.rung.block_length for sequence in present),
             open_context=sum(len(sequence.tokens) for sequence in present),
             queue_s=self.outlook.queued_s(present),
-            timed_sequences=len(timed),
-            timed_slots=sum(sequence.rung.block_length for sequence in timed),
-            timed_context=sum(len(sequence.tokens) for sequence in timed),
             timed_s=self.outlook.queued_s(timed),
+            timed_forward_s=self.outlook.view(timed, self.clock()).ride.forward_s,
             forwards=counters.forwards,
             forward_s=counters.forward_s,
             busy_s=counters.busy_s,
@@ -240,7 +241,7 @@ class EngineCore:
             self._last_deadline_s = now
         # The next one with a deadline has to wait for the forward that it finds under way.
         expected = now - self._last_deadline_s < DEADLINES_EXPECTED_S
-        longest_s = self.config.longest_forward_ms / 1e3 if expected else inf
+        longest_s = LONGEST_BASES * self.cost_model.cost.base_s if expected else inf
         config = self.config
         grants = share_slots(wants, self.cost_model.cost, config.max_forward_tokens, config.prefill_chunk, longest_s)
         for grant in grants:

@@ -171,9 +171,9 @@ class Outlook:
         plan = newcomer.plan
         ladder = ladder_of((plan.first,) if plan.pinned else plan.ladder)
         group = 0 if plan.pinned else next(at for at, group in enumerate(ladder.groups) if plan.start in group)
-        worth = worth_of(ladder, self.cost, self.meter)
+        steps = steps_down(ladder, worth_of(ladder, self.cost, self.meter), view.price, group)
         rider = Rider(
-            steps=steps_down(ladder, worth, view.price, group),
+            steps=steps,
             tokens=newcomer.output_tokens,
             left_s=newcomer.left_s,
             context_s=self.cost.per_context_s * (newcomer.prompt_tokens + newcomer.output_tokens / 2),
@@ -182,10 +182,12 @@ class Outlook:
             prompt_s=self.cost.per_token_s * newcomer.prompt_tokens,
             share=newcomer.share,
         )
-        together = ride([*view.riders, rider], self.cost.base_s)
-        if len(together.late) > len(view.ride.late) or len(view.riders) in together.late:
-            return None
-        return ladder.rungs[rider.steps[together.places[-1]].rung]
+        # Where the rung that it would choose takes too much of the others' time, a faster one may not.
+        for first in range(len(steps)):
+            together = ride([*view.riders, replace(rider, steps=steps[first:])], self.cost.base_s)
+            if len(together.late) <= len(view.ride.late) and len(view.riders) not in together.late:
+                return ladder.rungs[steps[first + together.places[-1]].rung]
+        return None
 
     def _rider(self, sequence: Sequence, worth: Worth, price: float, now: float) -> Rider:
         ladder, plan = sequence.ladder, sequence.plan

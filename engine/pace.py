@@ -1,10 +1,11 @@
-"""Whether deadlines can be kept when everybody rides in every forward, and on which rungs.
+"""Whether deadlines can be kept when everybody rides along, and on which rungs.
 
 A sequence that still needs f forwards within t seconds can afford forwards of t / f seconds: its *pace*. The more
 sequences ride, the longer a forward takes; a sequence for which it becomes too long steps to a rung that needs fewer
-forwards, and takes more of each. `ride` finds the shortest forward at which that comes to rest: the least fixed point
-of a monotone map (Tarski), reached from below, because a longer forward never makes anybody step back. Holding some
-sequences back instead would save nobody: short forwards pay their base more often. Pure, seconds throughout.
+forwards, and takes more of each. One whose pace is looser than the forward need not ride in every one of them, so it
+counts for as much as it needs: its *duty*. `ride` finds the shortest mean forward at which that comes to rest: the
+least fixed point of a monotone map (Tarski), reached from below, because a longer forward never makes anybody step back
+or ride less. Pure, seconds throughout.
 """
 
 from __future__ import annotations
@@ -74,6 +75,11 @@ class Rider:
             pace_s = min(pace_s, (self.first_left_s - self.prompt_s) / forwards)
         return max(pace_s, 0.0) * self.share / margin
 
+    def taken_s(self, step: Step, forward_s: float) -> float:
+        """What it adds to the mean forward when forwards take `forward_s`: as often as its pace asks for."""
+        pace_s = self.pace_s(step, RESERVE)
+        return self.own_s(step) * (1.0 if pace_s <= forward_s else forward_s / pace_s)
+
     def place_at(self, forward_s: float, first: int = 0) -> int | None:
         """The first place in `steps`, from `first` on, that keeps the deadlines with forwards of `forward_s`."""
         last = len(self.steps) - 1
@@ -85,7 +91,7 @@ class Rider:
 
 @dataclass(frozen=True, slots=True)
 class Ride:
-    """A forward in which all take part.
+    """The mean forward of riders who all take part as often as they need.
 
     Attributes:
         forward_s: how long it takes. places: of each rider in its steps. late: riders that keep no deadline with it.
@@ -96,24 +102,29 @@ class Ride:
     late: list[int]
 
 
-def ride(riders: Sequence[Rider], fixed_s: float) -> Ride:
-    """The shortest forward in which every rider takes part and, late ones apart, keeps its deadlines.
+ENOUGH = 1e-3
+"""Relative change of the forward at which the iteration ends."""
 
-    `fixed_s`: base of a forward and what rides in it anyway. A late rider rides on its fastest rung.
+
+def ride(riders: Sequence[Rider], fixed_s: float) -> Ride:
+    """The shortest mean forward in which every rider, late ones apart, keeps its deadlines.
+
+    `fixed_s`: base of a forward and what rides in it anyway. A late rider rides on its fastest rung, in every forward.
     """
     places = [0] * len(riders)
-    forward_s = fixed_s + sum(rider.own_s(rider.steps[0]) for rider in riders)
+    forward_s = fixed_s
     while True:
         late: list[int] = []
         moved = False
+        longer_s = fixed_s
         for index, rider in enumerate(riders):
             found = rider.place_at(forward_s, places[index])
             if found is None:
                 late.append(index)
                 found = len(rider.steps) - 1
-            if found != places[index]:
-                forward_s += rider.own_s(rider.steps[found]) - rider.own_s(rider.steps[places[index]])
-                places[index] = found
-                moved = True
-        if not moved:
+            moved = moved or found != places[index]
+            places[index] = found
+            longer_s += rider.taken_s(rider.steps[found], forward_s)
+        if not moved and longer_s <= forward_s * (1 + ENOUGH):
             return Ride(forward_s, places, late)
+        forward_s = max(forward_s, longer_s)

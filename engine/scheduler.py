@@ -1,8 +1,8 @@
 """Who gets the slots of the next forward. Pure: plain data in, plain data out.
 
-Everybody with a deadline takes part, those that advance before those that read, the tightest pace first. Sequences
-without one fill the forward up to the tightest pace, longest waiting first; one that has waited for `PATIENCE` forwards
-takes part whatever the deadlines are.
+The tightest pace goes first, and the forward grows no longer than that. Who is nearly as tight (`HOLD`) takes part in
+any case; a looser deadline and then sequences without one fill what is left, these longest waiting first, and one that
+has waited for `PATIENCE` forwards takes part whatever the deadlines are.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 8
 """Forwards after which a sequence without a deadline takes part in any case: nothing starves."""
+HOLD = 3.0
+"""A sequence whose pace is this many times the forward's is held back before anybody tighter has to wait."""
 SMALLEST_CHUNK = 16
 """Prompt tokens below which a chunk is not worth its place in a forward."""
 
@@ -68,7 +70,7 @@ def share_slots(
     limit_s = min(timed[0].pace_s if timed else inf, longest_s)
     forward = _Forward(cost, limit_s, max_tokens, reserved, prefill_chunk)
     for want in [*advancing, *reading]:
-        forward.add(want, insist=True)
+        forward.add(want, insist=want.pace_s <= HOLD * limit_s)
     overdue = max(patient, key=lambda want: want.waited, default=None)
     if timed and overdue is not None and overdue.waited >= PATIENCE:
         patient.remove(overdue)

@@ -16,7 +16,7 @@ class EngineStats:
         pages_total, pages_in_use: of K/V, `page_size` tokens each.
         open_slots, open_context: query tokens and key positions of a forward in which all of them take part.
         queue_s: predicted seconds of forwards that are waiting plus running.
-        timed_sequences, timed_slots, timed_context, timed_s: the same of those with a deadline.
+        timed_s: the same of those with a deadline. timed_forward_s: the mean forward that keeps all their deadlines.
         forwards, forward_s: forwards so far and seconds spent in them; busy_s adds the engine's own work.
         slots: query tokens so far by kind (`prefill`, `draft`, `look`).
         generated_tokens: settled output tokens by mode. finished: sequences by how they ended.
@@ -34,10 +34,8 @@ class EngineStats:
     open_slots: int = 0
     open_context: int = 0
     queue_s: float = 0.0
-    timed_sequences: int = 0
-    timed_slots: int = 0
-    timed_context: int = 0
     timed_s: float = 0.0
+    timed_forward_s: float = 0.0
     forwards: int = 0
     forward_s: float = 0.0
     busy_s: float = 0.0
