@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from engine.decoding.rung_choice import (
     Ladder,
     Load,
@@ -24,7 +26,7 @@ from engine.decoding.rung_choice import (
     tokens_ahead,
     worth_of,
 )
-from engine.pace import Ride, Rider, ride
+from engine.pace import Floats, Ride, Riders, StepTable, ride
 
 if TYPE_CHECKING:
     from engine.cost_model import ForwardCost, ForwardCostModel
@@ -66,7 +68,8 @@ class View:
     """
 
     timed: list[Sequence]
-    riders: list[Rider]
+    riders: Riders
+    table: StepTable
     ride: Ride
     price: float
     best: dict[Ladder, int]
@@ -98,38 +101,35 @@ class Outlook:
         price = self._price(sequences, worth)
         best = {ladder: most_valuable(values, ladder.groups[0], price) for ladder, values in worth.items()}
         timed = [sequence for sequence in sequences if sequence.timed and not sequence.given_up]
-        riders = [self._rider(sequence, worth[sequence.ladder], price, now) for sequence in timed]
-        return View(timed, riders, ride(riders, self.cost.base_s), price, best)
+        table, rows = self._table(timed, worth, price)
+        riders = self._riders(timed, rows, now)
+        return View(timed, riders, table, ride(riders, table, self.cost.base_s), price, best)
 
     def rungs(self, borders: Iterable[Sequence], view: View) -> dict[Sequence, Rung]:
         """The next rung of every sequence in `borders`, whose plans leave it open."""
-        asked = dict(zip(view.timed, zip(view.riders, view.ride.places, strict=True), strict=True))
-        chosen = {}
-        for sequence in borders:
-            if sequence in asked:
-                rider, place = asked[sequence]
-                index = rider.steps[place].rung
-            else:
-                index = view.best[sequence.ladder]
-            chosen[sequence] = sequence.ladder.rungs[index]
-        return chosen
+        asked = {}
+        for sequence, row, place in zip(
+            view.timed, view.riders.ladder.tolist(), view.ride.places.tolist(), strict=True
+        ):
+            asked[sequence] = view.table.steps[row][place].rung
+        return {
+            sequence: sequence.ladder.rungs[asked.get(sequence, view.best[sequence.ladder])] for sequence in borders
+        }
 
     def to_give_up(self, view: View) -> Sequence | None:
         """The sequence whose deadline should be given up first, None where all are kept.
 
-        Of those that are late the one of the smallest weight, then the one that takes most of a forward.
+        Of those that are late the one of the smallest weight, then the one with most tokens to go.
         """
-        late = [(view.timed[index], view.riders[index]) for index in view.ride.late]
+        late = view.ride.late.nonzero()[0].tolist()
         if not late:
             return None
-        return min(late, key=lambda pair: (pair[0].plan.weight, -pair[1].own_s(pair[1].steps[-1])))[0]
+        tokens = view.riders.tokens
+        return view.timed[min(late, key=lambda index: (view.timed[index].plan.weight, -tokens[index]))]
 
     def paces(self, view: View) -> dict[Sequence, float]:
         """The longest forward that each sequence with a deadline can afford on the rung that it should use, seconds."""
-        found = {}
-        for sequence, rider, place in zip(view.timed, view.riders, view.ride.places, strict=True):
-            found[sequence] = rider.pace_s(rider.steps[place])
-        return found
+        return dict(zip(view.timed, view.ride.pace_s.tolist(), strict=True))
 
     def rung_for(self, newcomer: Newcomer, sequences: Seq[Sequence], now: float) -> Rung | None:
         """The rung that a new request with a deadline can start on so that it is in time and makes nobody late.
@@ -170,42 +170,59 @@ class Outlook:
         """The newcomer's rung in a forward with all others, None if it or somebody who is not late now would be."""
         plan = newcomer.plan
         ladder = ladder_of((plan.first,) if plan.pinned else plan.ladder)
-        group = 0 if plan.pinned else next(at for at, group in enumerate(ladder.groups) if plan.start in group)
+        group = 0 if plan.pinned else ladder.group_of(plan.start)
         steps = steps_down(ladder, worth_of(ladder, self.cost, self.meter), view.price, group)
-        rider = Rider(
-            steps=steps,
-            tokens=newcomer.output_tokens,
-            left_s=newcomer.left_s,
-            context_s=self.cost.per_context_s * (newcomer.prompt_tokens + newcomer.output_tokens / 2),
-            first_left_s=newcomer.first_left_s,
-            prompt_forwards=-(-newcomer.prompt_tokens // self.prefill_chunk),
-            prompt_s=self.cost.per_token_s * newcomer.prompt_tokens,
-            share=newcomer.share,
+        chunks = -(-newcomer.prompt_tokens // self.prefill_chunk)
+        table = StepTable([*view.table.steps, steps])
+        alone = Riders(
+            ladder=np.array([len(table.steps) - 1]),
+            first=np.array([0]),
+            tokens=np.array([float(newcomer.output_tokens)]),
+            left_s=np.array([inf if newcomer.left_s is None else newcomer.left_s]),
+            first_left_s=np.array([inf if newcomer.first_left_s is None else newcomer.first_left_s]),
+            context_s=np.array([self.cost.per_context_s * (newcomer.prompt_tokens + newcomer.output_tokens / 2)]),
+            prompt_forwards=np.array([float(chunks)]),
+            prompt_s=np.array([self.cost.per_token_s * newcomer.prompt_tokens]),
+            share=np.array([newcomer.share]),
         )
+        riders = Riders.joined(view.riders, alone)
+        late_before = int(view.ride.late.sum())
         # Where the rung that it would choose takes too much of the others' time, a faster one may not.
         for first in range(len(steps)):
-            together = ride([*view.riders, replace(rider, steps=steps[first:])], self.cost.base_s)
-            if len(together.late) <= len(view.ride.late) and len(view.riders) not in together.late:
-                return ladder.rungs[steps[first + together.places[-1]].rung]
+            riders.first[-1] = first
+            together = ride(riders, table, self.cost.base_s)
+            if int(together.late.sum()) <= late_before and not together.tight[-1]:
+                return ladder.rungs[steps[int(together.places[-1])].rung]
         return None
 
-    def _rider(self, sequence: Sequence, worth: Worth, price: float, now: float) -> Rider:
-        ladder, plan = sequence.ladder, sequence.plan
-        group = 0
-        if not plan.pinned:
-            group = next(at for at, group in enumerate(ladder.groups) if plan.start in group)
-        unread = sequence.prefill_target - sequence.cached
-        first_left_s = None
-        if sequence.first_due_s is not None and sequence.report.ttft_ms is None:
-            first_left_s = sequence.first_due_s - now
-        return Rider(
-            steps=steps_down(ladder, worth, price, group),
-            tokens=self._ahead(sequence),
-            left_s=None if sequence.due_s is None else sequence.due_s - now,
-            context_s=self.cost.per_context_s * len(sequence.tokens),
-            first_left_s=first_left_s,
-            prompt_forwards=-(-unread // self.prefill_chunk),
+    def _table(self, timed: Seq[Sequence], worth: Mapping[Ladder, Worth], price: float) -> tuple[StepTable, list[int]]:
+        """The steps of every ladder and quality that occurs, and the row of each sequence."""
+        rows: dict[tuple[Ladder, int], int] = {}
+        found = [rows.setdefault((sequence.ladder, sequence.first_group), len(rows)) for sequence in timed]
+        return StepTable([steps_down(ladder, worth[ladder], price, group) for ladder, group in rows]), found
+
+    def _riders(self, timed: Seq[Sequence], rows: Seq[int], now: float) -> Riders:
+        def each(values: Iterable[float]) -> Floats:
+            return np.fromiter(values, np.float64, len(timed))
+
+        length = each(len(sequence.tokens) for sequence in timed)
+        made = length - each(sequence.prompt_tokens for sequence in timed)
+        most = each(sequence.limits.max_tokens for sequence in timed)
+        unread = each(sequence.prefill_target - sequence.cached for sequence in timed)
+        first_left_s = each(
+            inf if sequence.first_due_s is None or sequence.report.ttft_ms is not None else sequence.first_due_s
+            for sequence in timed
+        )
+        return Riders(
+            ladder=np.array(rows, dtype=np.int64),
+            first=np.zeros(len(timed), dtype=np.int64),
+            tokens=tokens_ahead(made, each(self._expected(sequence) for sequence in timed), most),
+            left_s=each(inf if sequence.due_s is None else sequence.due_s for sequence in timed) - now,
+            first_left_s=first_left_s - now,
+            context_s=self.cost.per_context_s * length,
+            prompt_forwards=np.ceil(unread / self.prefill_chunk),
             prompt_s=self.cost.per_token_s * unread,
+            share=np.ones(len(timed)),
         )
 
     def _price(self, sequences: Iterable[Sequence], worth: Mapping[Ladder, Worth]) -> float:
@@ -223,13 +240,12 @@ class Outlook:
                 free[sequence.ladder] = (count + 1, context_s + self.cost.per_context_s * sequence.cached)
         return throughput(free, worth, Load(seconds, tokens))
 
-    def _ahead(self, sequence: Sequence) -> float:
-        """Output tokens that a sequence is planned to make yet, at most."""
-        limits = sequence.limits
+    def _expected(self, sequence: Sequence) -> float:
+        """Output tokens that a sequence is planned to have in all."""
         expected = sequence.plan.expected_tokens
-        if expected is None:
-            expected = int(self._mean_output) if limits.stop_ids else limits.max_tokens
-        return tokens_ahead(sequence.output_tokens, expected, limits.max_tokens)
+        if expected is not None:
+            return expected
+        return self._mean_output if sequence.limits.stop_ids else sequence.limits.max_tokens
 
     def _ahead_by_recent_answers(self, sequence: Sequence) -> float:
         """As much as recent answers had in all, however long it is already (what has not ended yet is no nearer to its

@@ -5,20 +5,30 @@ sequences ride, the longer a forward takes; a sequence for which it becomes too 
 forwards, and takes more of each. One whose pace is looser than the forward need not ride in every one of them, so it
 counts for as much as it needs: its *duty*. `ride` finds the shortest mean forward at which that comes to rest: the
 least fixed point of a monotone map (Tarski), reached from below, because a longer forward never makes anybody step back
-or ride less. Pure, seconds throughout.
+or ride less. Pure, seconds throughout; arrays, because it runs before every forward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
 
 SAFETY = 1.3
 """By how much the time of what is left may exceed its prediction."""
+KEPT = 1.1
+"""The same for what was let in before: below it a deadline counts as lost, and no newcomer may bring it there."""
 RESERVE = 2.0
 """The same while a faster rung is left to step to: who comes next is not known, and time that was spent on a slow rung
 does not come back."""
+ENOUGH = 0.003
+"""Relative change of the forward at which the iteration ends."""
+MOST_ROUNDS = 60
 
 
 class Step(NamedTuple):
@@ -36,95 +46,105 @@ class Step(NamedTuple):
     own_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Rider:
-    """A sequence with a deadline.
+class StepTable:
+    """Steps of several ladders as arrays `[ladders, steps]`, rows filled up with their last step."""
+
+    def __init__(self, ladders: Sequence[Sequence[Step]]) -> None:
+        width = max((len(steps) for steps in ladders), default=1)
+        rows = [[*steps, *[steps[-1]] * (width - len(steps))] for steps in ladders]
+        table = np.array(rows, dtype=np.float64).reshape(len(ladders), width, len(Step._fields))
+        self.steps = list(ladders)
+        self.last = np.array([len(steps) - 1 for steps in ladders], dtype=np.int64)
+        _, self.tokens, self.rest, self.first_forwards, self.own_s = (table[:, :, place] for place in range(5))
+
+
+@dataclass(slots=True)
+class Riders:
+    """Sequences with a deadline, an entry each; times in seconds, inf where there is no such deadline.
 
     Attributes:
-        steps: the rungs that it may use, each needing fewer forwards than the one before, the preferred one first.
-        tokens: output tokens that are left. left_s, first_left_s: seconds until its deadlines; None = none.
+        ladder: row of the table with the rungs that it may use. first: step to begin with.
+        tokens: output tokens that are left. left_s, first_left_s: until its deadlines.
         context_s: what its context adds to a forward. prompt_forwards, prompt_s: chunks and seconds of unread prompt.
         share: of the time until its deadline that forwards may take.
     """
 
-    steps: Sequence[Step]
-    tokens: float
-    left_s: float | None
-    context_s: float = 0.0
-    first_left_s: float | None = None
-    prompt_forwards: float = 0.0
-    prompt_s: float = 0.0
-    share: float = 1.0
+    ladder: NDArray[np.int64]
+    first: NDArray[np.int64]
+    tokens: Floats
+    left_s: Floats
+    first_left_s: Floats
+    context_s: Floats
+    prompt_forwards: Floats
+    prompt_s: Floats
+    share: Floats
 
-    def forwards(self, step: Step) -> float:
-        """Forwards until its end on this rung."""
-        return max(1.0, self.tokens / step.tokens + step.rest) + self.prompt_forwards
+    def __len__(self) -> int:
+        return len(self.ladder)
 
-    def own_s(self, step: Step) -> float:
-        """What it adds to each of them; its prompt is spread over all."""
-        return step.own_s + self.context_s + self.prompt_s / self.forwards(step)
-
-    def pace_s(self, step: Step, margin: float = SAFETY) -> float:
-        """The longest forward with which this rung keeps its deadlines; inf without one, 0 when one has passed."""
-        pace_s = float("inf")
-        if self.left_s is not None:
-            pace_s = self.left_s / self.forwards(step)
-        if self.first_left_s is not None:
-            # The prompt's own work is not spread over what comes after the first text.
-            forwards = step.first_forwards + self.prompt_forwards
-            pace_s = min(pace_s, (self.first_left_s - self.prompt_s) / forwards)
-        return max(pace_s, 0.0) * self.share / margin
-
-    def taken_s(self, step: Step, forward_s: float) -> float:
-        """What it adds to the mean forward when forwards take `forward_s`: as often as its pace asks for."""
-        pace_s = self.pace_s(step, RESERVE)
-        return self.own_s(step) * (1.0 if pace_s <= forward_s else forward_s / pace_s)
-
-    def place_at(self, forward_s: float, first: int = 0) -> int | None:
-        """The first place in `steps`, from `first` on, that keeps the deadlines with forwards of `forward_s`."""
-        last = len(self.steps) - 1
-        for place in range(first, last + 1):
-            if forward_s <= self.pace_s(self.steps[place], SAFETY if place == last else RESERVE):
-                return place
-        return last if forward_s <= self.pace_s(self.steps[last]) else None
+    @staticmethod
+    def joined(some: Riders, more: Riders) -> Riders:
+        """Both, in this order."""
+        return Riders(
+            *(np.concatenate((getattr(some, item.name), getattr(more, item.name))) for item in fields(Riders))
+        )
 
 
-@dataclass(frozen=True, slots=True)
 class Ride:
     """The mean forward of riders who all take part as often as they need.
 
     Attributes:
-        forward_s: how long it takes. places: of each rider in its steps. late: riders that keep no deadline with it.
+        forward_s: how long it takes. places: int64 `[riders]`, each one's step.
+        tight, late: bool `[riders]`, whose deadlines are kept without the margin `SAFETY`, and not even with `KEPT`.
+        pace_s: the longest forward that keeps its deadlines on that step, inf without one.
     """
 
-    forward_s: float
-    places: list[int]
-    late: list[int]
+    def __init__(
+        self,
+        forward_s: float,
+        places: NDArray[np.int64],
+        tight: NDArray[np.bool_],
+        late: NDArray[np.bool_],
+        pace_s: Floats,
+    ) -> None:
+        self.forward_s = forward_s
+        self.places = places
+        self.tight = tight
+        self.late = late
+        self.pace_s = pace_s
 
 
-ENOUGH = 1e-3
-"""Relative change of the forward at which the iteration ends."""
-
-
-def ride(riders: Sequence[Rider], fixed_s: float) -> Ride:
+def ride(riders: Riders, table: StepTable, fixed_s: float) -> Ride:
     """The shortest mean forward in which every rider, late ones apart, keeps its deadlines.
 
-    `fixed_s`: base of a forward and what rides in it anyway. A late rider rides on its fastest rung, in every forward.
+    `fixed_s`: base of a forward and what rides in it anyway. A tight rider rides on its fastest rung.
     """
-    places = [0] * len(riders)
+    if len(riders) == 0:
+        nobody = np.zeros(0)
+        return Ride(fixed_s, nobody.astype(np.int64), nobody.astype(bool), nobody.astype(bool), nobody)
+    rows = riders.ladder
+    last = table.last[rows]
+    prompt_forwards, prompt_s = riders.prompt_forwards[:, None], riders.prompt_s[:, None]
+    forwards = np.maximum(1.0, riders.tokens[:, None] / table.tokens[rows] + table.rest[rows]) + prompt_forwards
+    own_s = table.own_s[rows] + riders.context_s[:, None] + prompt_s / forwards
+    # The prompt's own work is not spread over what comes after the first text.
+    until_first = (riders.first_left_s[:, None] - prompt_s) / (table.first_forwards[rows] + prompt_forwards)
+    pace_s = np.maximum(np.minimum(riders.left_s[:, None] / forwards, until_first), 0.0) * riders.share[:, None]
+    steps = np.arange(pace_s.shape[1])
+    limit_s = np.where(steps == last[:, None], pace_s / SAFETY, pace_s / RESERVE)
+    limit_s[(steps < riders.first[:, None]) | (steps > last[:, None])] = -1.0
+    everyone = np.arange(len(riders))
     forward_s = fixed_s
-    while True:
-        late: list[int] = []
-        moved = False
-        longer_s = fixed_s
-        for index, rider in enumerate(riders):
-            found = rider.place_at(forward_s, places[index])
-            if found is None:
-                late.append(index)
-                found = len(rider.steps) - 1
-            moved = moved or found != places[index]
-            places[index] = found
-            longer_s += rider.taken_s(rider.steps[found], forward_s)
-        if not moved and longer_s <= forward_s * (1 + ENOUGH):
-            return Ride(forward_s, places, late)
-        forward_s = max(forward_s, longer_s)
+    for _ in range(MOST_ROUNDS):
+        fitting = limit_s >= forward_s
+        tight: NDArray[np.bool_] = np.logical_not(fitting.any(axis=1))
+        places = np.where(tight, last, fitting.argmax(axis=1))
+        needed_s = pace_s[everyone, places] / RESERVE
+        # One whose pace is looser than the forward rides as often as that asks for.
+        duty = np.minimum(1.0, forward_s / np.maximum(needed_s, 1e-9))
+        longer_s = fixed_s + float((own_s[everyone, places] * duty).sum())
+        if longer_s <= forward_s * (1 + ENOUGH):
+            break
+        forward_s = longer_s
+    chosen_s = pace_s[everyone, places]
+    return Ride(forward_s, places, tight, tight & (chosen_s < KEPT * forward_s), chosen_s / SAFETY)

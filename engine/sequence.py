@@ -89,7 +89,8 @@ class Sequence:
         due_s, first_due_s: deadlines of the whole answer and of its first text, engine clock; None without one.
         cut: whether the text is cut at `due_s` (`on_deadline: cut`).
         given_up: whether its deadlines were given up so that others could be kept; it goes on as one without.
-        ladder: the plan's rungs. thinking_from: output offset at which an open thinking section began, else None.
+        ladder: the plan's rungs. first_group: the quality that its plan starts with.
+        thinking_from: output offset at which an open thinking section began, else None.
         last_served: number of the last forward it took part in. block_forwards: forwards spent on the open block.
     """
 
@@ -123,9 +124,11 @@ class Sequence:
     first_served_s: float | None = None
     logprobs: list[tuple[int, float]] = field(default_factory=list)
     ladder: Ladder = field(init=False)
+    first_group: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.ladder = ladder_of(self.plan.ladder)
+        self.first_group = self.ladder.group_of(self.plan.start)
         if not self.plan.schedule:
             # The ladder's own object: rungs are told apart by identity while the engine runs.
             self.rung = self.ladder.rungs[self.plan.start]

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from engine.pace import Step
+import numpy as np
+
+from engine.pace import Floats, Step
 
 if TYPE_CHECKING:
     from engine.cost_model import ForwardCost
@@ -82,12 +84,9 @@ class Ladder:
     rungs: tuple[Rung, ...]
     groups: tuple[tuple[int, ...], ...]
 
-    def equals(self, rung: Rung) -> tuple[Rung, ...]:
-        """The rungs of the same expected quality as `rung`, itself included; `rung` alone if it is none of these."""
-        for group in self.groups:
-            if any(self.rungs[index] is rung for index in group):
-                return tuple(self.rungs[index] for index in group)
-        return (rung,)
+    def group_of(self, index: int) -> int:
+        """The place among `groups` of the rung `index`."""
+        return next(place for place, group in enumerate(self.groups) if index in group)
 
 
 @lru_cache(maxsize=4096)
@@ -182,7 +181,12 @@ def step_of(rung: Rung, index: int, tokens: float, own_s: float) -> Step:
     return Step(index, max(tokens, 1e-3), rest, first_forwards, own_s)
 
 
-def tokens_ahead(output_tokens: int, expected_tokens: float, max_tokens: int) -> float:
-    """Output tokens that a sequence is expected to make yet."""
-    ahead = expected_tokens - output_tokens
-    return max(1.0, min(ahead if ahead > 0 else OVERRUN_TOKENS, max_tokens - output_tokens))
+def tokens_ahead(made: Floats, expected: Floats, most: Floats) -> Floats:
+    """Output tokens that sequences are expected to make yet.
+
+    Args:
+        made: that there are. expected: in all. most: `max_tokens`.
+    """
+    ahead = expected - made
+    left: Floats = np.maximum(1.0, np.minimum(np.where(ahead > 0, ahead, OVERRUN_TOKENS), most - made))
+    return left

@@ -2,27 +2,60 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import inf
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.pace import RESERVE, SAFETY, Rider, Step, ride
+from engine.pace import ENOUGH, KEPT, RESERVE, SAFETY, Ride, Riders, Step, StepTable, ride
 
 BASE_S = 2e-3
 
 
+@dataclass
+class Rider:
+    """One entry of `Riders`, with the rungs that it may use."""
+
+    steps: tuple[Step, ...]
+    tokens: float
+    left_s: float = inf
+    first_left_s: float = inf
+    context_s: float = 0.0
+    prompt_forwards: float = 0.0
+    prompt_s: float = 0.0
+    share: float = 1.0
+
+    def forwards(self, place: int) -> float:
+        step = self.steps[place]
+        return max(1.0, self.tokens / step.tokens + step.rest) + self.prompt_forwards
+
+    def own_s(self, place: int) -> float:
+        return self.steps[place].own_s + self.context_s + self.prompt_s / self.forwards(place)
+
+    def pace_s(self, place: int) -> float:
+        """The longest forward without any margin, by its definition."""
+        first = (self.first_left_s - self.prompt_s) / (self.steps[place].first_forwards + self.prompt_forwards)
+        return max(min(self.left_s / self.forwards(place), first), 0.0) * self.share
+
+
+def together(*riders: Rider) -> Ride:
+    names = ("tokens", "left_s", "first_left_s", "context_s", "prompt_forwards", "prompt_s", "share")
+    columns = {name: np.array([float(getattr(rider, name)) for rider in riders]) for name in names}
+    rows = Riders(np.arange(len(riders)), np.zeros(len(riders), dtype=np.int64), **columns)
+    return ride(rows, StepTable([rider.steps for rider in riders]), BASE_S)
+
+
 @st.composite
 def steps(draw: st.DrawFn) -> tuple[Step, ...]:
-    """Rungs that need fewer forwards, and mostly take more, one after the other."""
+    """Rungs that need fewer forwards, and take more, one after the other."""
     count = draw(st.integers(1, 4))
     tokens = sorted(draw(st.lists(st.floats(0.5, 16), min_size=count, max_size=count, unique=True)))
-    own_s = draw(st.lists(st.floats(1e-5, 4e-3), min_size=count, max_size=count))
+    own_s = sorted(draw(st.lists(st.floats(1e-5, 4e-3), min_size=count, max_size=count)))
     firsts = draw(st.lists(st.integers(1, 9), min_size=count, max_size=count))
-    return tuple(
-        Step(place, *values) for place, values in enumerate(zip(tokens, [0.5] * count, firsts, own_s, strict=True))
-    )
+    return tuple(Step(*values) for values in zip(range(count), tokens, [0.5] * count, firsts, own_s, strict=True))
 
 
 RIDERS = st.lists(
@@ -30,80 +63,109 @@ RIDERS = st.lists(
         Rider,
         steps=steps(),
         tokens=st.floats(1, 300),
-        left_s=st.none() | st.floats(-0.1, 10),
+        left_s=st.just(inf) | st.floats(-0.1, 10),
         context_s=st.floats(0, 1e-3),
-        first_left_s=st.none() | st.floats(-0.1, 2),
-        prompt_forwards=st.integers(0, 4),
+        first_left_s=st.just(inf) | st.floats(-0.1, 2),
+        prompt_forwards=st.integers(0, 4).map(float),
         prompt_s=st.floats(0, 0.05),
     ),
+    min_size=1,
     max_size=10,
 )
 
 
 @given(RIDERS)
-def test_the_forward_is_what_its_riders_add_up_to(riders: list[Rider]) -> None:
-    found = ride(riders, BASE_S)
-    taken = sum(rider.own_s(rider.steps[place]) for rider, place in zip(riders, found.places, strict=True))
-    assert found.forward_s == pytest.approx(BASE_S + taken)
+def test_the_mean_forward_is_what_its_riders_add_as_often_as_they_ride(riders: list[Rider]) -> None:
+    found = together(*riders)
+    taken = 0.0
+    for rider, place in zip(riders, found.places.tolist(), strict=True):
+        needed_s = rider.pace_s(place) / RESERVE
+        taken += rider.own_s(place) * (1.0 if needed_s <= found.forward_s else found.forward_s / needed_s)
+    assert BASE_S + taken <= found.forward_s * (1 + 2 * ENOUGH)
+    assert found.forward_s >= BASE_S
 
 
 @given(RIDERS)
-def test_whoever_is_not_named_late_keeps_the_deadlines(riders: list[Rider]) -> None:
-    found = ride(riders, BASE_S)
-    for index, (rider, place) in enumerate(zip(riders, found.places, strict=True)):
-        step = rider.steps[place]
-        left_s = inf if rider.left_s is None else rider.left_s
-        if index not in found.late:
-            assert rider.forwards(step) * found.forward_s * SAFETY <= left_s * (1 + 1e-6)
-            if rider.first_left_s is not None:
-                reading_s = rider.prompt_s + (step.first_forwards + rider.prompt_forwards) * found.forward_s * SAFETY
-                assert reading_s <= rider.first_left_s * SAFETY + 1e-9
+def test_whoever_is_not_named_keeps_the_deadlines(riders: list[Rider]) -> None:
+    found = together(*riders)
+    for rider, place, tight, late in zip(riders, found.places.tolist(), found.tight, found.late, strict=True):
+        pace_s = rider.pace_s(place)
+        if not tight:
+            assert found.forward_s * SAFETY <= pace_s * (1 + 1e-9)
+        if not late:
+            assert found.forward_s * KEPT <= pace_s * (1 + 1e-9)
+        if late:
+            assert tight
+            assert place == len(rider.steps) - 1
 
 
 @given(RIDERS)
-def test_a_rider_that_nothing_presses_stays_on_its_preferred_rung(riders: list[Rider]) -> None:
-    free = Rider(steps=(Step(0, 1.0, 0.0, 1.0, 1e-4), Step(1, 4.0, 0.5, 2.0, 2e-3)), tokens=50, left_s=None)
-    assert ride([*riders, free], BASE_S).places[-1] == 0
+def test_nobody_steps_down_without_need(riders: list[Rider]) -> None:
+    found = together(*riders)
+    for rider, place in zip(riders, found.places.tolist(), strict=True):
+        assert all(rider.pace_s(before) / RESERVE < found.forward_s for before in range(place))
+
+
+@given(RIDERS)
+def test_what_has_no_deadline_stays_on_its_preferred_rung_and_has_no_pace(riders: list[Rider]) -> None:
+    found = together(*riders, Rider((SLOW, FAST), tokens=50))
+    assert found.places[-1] == 0
+    assert found.pace_s[-1] == inf
 
 
 SLOW, FAST = Step(0, 1.0, 0.0, 1.0, 1e-4), Step(1, 4.0, 1.0, 1.0, 2e-3)
 
 
-def rider(left_s: float, tokens: float = 40, **more: float) -> Rider:
-    return Rider(steps=(SLOW, FAST), tokens=tokens, left_s=left_s, **more)
+def rider(left_s: float, share: float = 1.0) -> Rider:
+    return Rider((SLOW, FAST), tokens=40, left_s=left_s, share=share)
 
 
 def test_alone_with_time_enough_it_keeps_the_slow_rung_and_else_steps_down() -> None:
     needed = 40 * (BASE_S + 1e-4) * RESERVE
-    assert ride([rider(needed * 1.01)], BASE_S).places == [0]
-    assert ride([rider(needed * 0.99)], BASE_S).places == [1]
+    assert together(rider(needed * 1.02)).places.tolist() == [0]
+    assert together(rider(needed * 0.98)).places.tolist() == [1]
 
 
-def test_the_last_rung_needs_the_safety_only() -> None:
-    needed = 11 * (BASE_S + 2e-3) * SAFETY
-    assert ride([rider(needed * 1.01)], BASE_S).late == []
-    assert ride([rider(needed * 0.99)], BASE_S).late == [0]
+def test_the_last_rung_needs_the_safety_only_and_is_lost_below_what_is_kept() -> None:
+    needed = 11 * (BASE_S + 2e-3)
+    easy, tight, late = (together(rider(needed * margin)) for margin in (SAFETY * 1.02, SAFETY * 0.97, KEPT * 0.97))
+    assert (easy.tight.tolist(), easy.late.tolist()) == ([False], [False])
+    assert (tight.tight.tolist(), tight.late.tolist()) == ([True], [False])
+    assert (late.tight.tolist(), late.late.tolist()) == ([True], [True])
 
 
-def test_a_newcomer_makes_the_others_step_down_and_in_the_end_late() -> None:
+def test_a_crowd_makes_it_step_down_and_in_the_end_late() -> None:
     waiting = rider(40 * (BASE_S + 1e-4) * RESERVE * 1.2)
-    assert ride([waiting], BASE_S).places == [0]
-    crowd = [Rider(steps=(Step(0, 1.0, 0.0, 1.0, 1e-3),), tokens=10, left_s=None)]
-    assert ride([waiting, *crowd], BASE_S).places[0] == 1
-    assert ride([waiting, *crowd * 20], BASE_S).late == [0]
+    pressed = Rider((Step(0, 1.0, 0.0, 1.0, 1e-3),), tokens=10, left_s=0.05)
+    assert together(waiting).places.tolist() == [0]
+    assert together(waiting, pressed).places[0] == 1
+    assert together(waiting, *[pressed] * 30).late[0]
+
+
+def test_a_loose_deadline_rides_only_as_often_as_it_needs() -> None:
+    heavy = (Step(0, 1.0, 0.0, 1.0, 10e-3),)
+    always, often, seldom = (
+        together(Rider(heavy, tokens=40, left_s=40 * pace_s * RESERVE)) for pace_s in (9e-3, 20e-3, 120e-3)
+    )
+    assert always.forward_s == pytest.approx(12e-3, rel=0.02)
+    # A share d / 20 ms of forwards of d adds 10 ms: d = 2 ms + 10 ms * d / 20 ms.
+    assert often.forward_s == pytest.approx(4e-3, rel=0.02)
+    assert seldom.forward_s == pytest.approx(2e-3 / (1 - 10 / 120), rel=0.02)
 
 
 def test_a_prompt_is_paid_for_before_the_first_text() -> None:
-    first = Rider(steps=(SLOW,), tokens=40, left_s=None, first_left_s=0.05, prompt_forwards=2, prompt_s=0.03)
+    first = Rider((SLOW,), tokens=40, first_left_s=0.05, prompt_forwards=2, prompt_s=0.03)
     # 20 ms are left for three forwards.
-    assert first.pace_s(SLOW, 1.0) == pytest.approx(0.02 / 3)
+    assert together(first).pace_s[0] * SAFETY == pytest.approx(0.02 / 3)
 
 
 def test_a_share_leaves_time_to_others() -> None:
-    assert rider(1.0, share=0.5).pace_s(SLOW) == pytest.approx(0.5 * rider(1.0).pace_s(SLOW))
+    whole, half = together(rider(2.0)), together(rider(2.0, share=0.5))
+    assert half.pace_s[0] == pytest.approx(0.5 * whole.pace_s[0])
 
 
 @pytest.mark.parametrize("left_s", [0.0, -1.0])
-def test_a_deadline_that_has_passed_has_no_pace(left_s: float) -> None:
-    assert rider(left_s).pace_s(FAST) == 0
-    assert ride([rider(left_s)], BASE_S).late == [0]
+def test_a_deadline_that_has_passed_is_late(left_s: float) -> None:
+    found = together(rider(left_s))
+    assert found.late.tolist() == [True]
+    assert found.pace_s[0] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,10 +153,8 @@ def test_a_step_knows_what_comes_before_the_first_text_and_what_a_last_block_was
 
 
 def test_what_has_grown_longer_than_expected_is_still_expected_to_go_on() -> None:
-    assert tokens_ahead(10, 60, 100) == 50
-    assert tokens_ahead(80, 60, 100) == 20
-    assert tokens_ahead(70, 60, 1000) == 32
-    assert tokens_ahead(100, 60, 100) == 1
+    made, expected, most = np.array([10.0, 80, 70, 100]), np.full(4, 60.0), np.array([100.0, 100, 1000, 100])
+    assert tokens_ahead(made, expected, most).tolist() == [50, 20, 32, 1]
 
 
 def test_the_meter_starts_from_the_calibration_and_ends_at_what_is_seen() -> None:

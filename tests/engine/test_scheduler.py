@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cost_model import ForwardCost
-from engine.scheduler import PATIENCE, SMALLEST_CHUNK, Grant, Want
+from engine.scheduler import HOLD, PATIENCE, SMALLEST_CHUNK, Grant, Want
 from engine.scheduler import share_slots as share
 
 COST = ForwardCost(base_s=2e-3, per_sequence_s=2e-4, per_token_s=1e-4, per_context_s=1e-7)
@@ -148,19 +148,19 @@ def test_whoever_has_a_deadline_rides_and_the_others_only_up_to_the_tightest_pac
     grants = share_slots(asked, MAX_TOKENS, chunk)
     granted = {grant.name for grant in grants}
     timed = [want for want in asked if want.pace_s < inf]
-    slots = sum(want.tokens for want in timed if not want.prefill)
-    if timed and slots <= MAX_TOKENS - min(chunk, MAX_TOKENS // 4):
-        assert {want.name for want in timed if not want.prefill} <= granted
+    tightest = min((want.pace_s for want in timed), default=inf)
+    near = {want.name for want in timed if not want.prefill and want.pace_s <= HOLD * tightest}
+    if sum(want.tokens for want in timed if not want.prefill) <= MAX_TOKENS - min(chunk, MAX_TOKENS // 4):
+        assert near <= granted
     if not timed:
         return
     by_name = {want.name: want for want in asked}
-    # Whatever paces there are: those with a deadline, the smallest chunk of a prompt, and who has waited too long.
+    # Whatever the pace: those nearly as tight, with the smallest chunk of their prompts, and who has waited too long.
     insisted = sum(
         COST.own_s(grant.tokens, by_name[grant.name].context)
         for grant in grants
-        if by_name[grant.name].pace_s < inf or by_name[grant.name].waited >= PATIENCE
+        if by_name[grant.name].pace_s <= HOLD * tightest or by_name[grant.name].waited >= PATIENCE
     )
-    tightest = min(want.pace_s for want in timed)
     assert seconds(asked, grants) <= max(tightest, COST.base_s + insisted) + 1e-12
 
 
