@@ -9,7 +9,7 @@ STAMP := .venv/.stepdial-installed
 export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install serve test lint format bench bench-router bench-start loadtest clean
+.PHONY: install serve test lint format bench bench-router bench-promise bench-start loadtest clean
 
 install: $(STAMP)
 
@@ -27,8 +27,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The cluster tests share one Ray and run by themselves; the rest uses both cores.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --ignore tests/e2e
+	$(BIN)/python -m pytest tests/e2e
 
 format: install
 	$(BIN)/ruff check --fix .
@@ -41,6 +43,14 @@ bench: install
 # What the router adds over a bare Serve stream.
 bench-router: install
 	$(BIN)/python -m benchmarks.router_overhead
+
+# Stepdial side by side with simpler policies on the same engine, and what its decisions cost (docs/promise.md).
+bench-promise: install
+	$(BIN)/python -m benchmarks.promise
+	$(BIN)/python -m benchmarks.mixture
+	$(BIN)/python -m benchmarks.profile_map
+	$(BIN)/python -m benchmarks.scheduler_overhead
+	$(BIN)/python -m benchmarks.planner_overhead
 
 # How long `make serve` takes to its first answer, and to end on Ctrl-C.
 bench-start: install

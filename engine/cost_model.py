@@ -2,8 +2,9 @@
 
 t = base + per_sequence * sequences + per_token * query_tokens + per_context * context_tokens, in seconds, with the
 engine's work around the forward (scheduling, choosing, settling) in it: that is what a deadline has to wait for.
-Fitted by recursive least squares with forgetting; outliers are clipped (Huber), so that one stall of the machine does
-not move the coefficients. Plain floats: it runs after every forward.
+Fitted by recursive least squares with a long memory, because the forwards of a while may all be of one kind and then
+say nothing about the others; a factor with a short memory follows the machine's speed. Outliers are clipped (Huber), so
+that one stall does not move either. Plain floats: it runs after every forward.
 """
 
 from __future__ import annotations
@@ -57,16 +58,18 @@ class ForwardCostModel:
     """Predicts the duration of a forward, with its spread.
 
     Attributes:
-        cost: the coefficients as fitted so far.
+        cost: the coefficients as fitted so far, at the machine's present speed.
         observations: forwards seen so far.
     """
 
-    def __init__(self, forgetting: float = 0.998, quantile: float = 0.95, prior: ForwardCost | None = None) -> None:
+    def __init__(self, forgetting: float = 0.9997, quantile: float = 0.95, prior: ForwardCost | None = None) -> None:
         self.forgetting = forgetting
         self.quantile = quantile
         self.observations = 0
         # A weak prior keeps first predictions sane until there is data.
-        self.cost = prior or ForwardCost()
+        self.cost = self._fitted = prior or ForwardCost()
+        self._fitted_values = tuple(self._fitted.to_dict().values())
+        self._speed = 1.0  # present durations over those of the fit
         scaled = [value * unit for value, unit in zip(self.cost.to_dict().values(), _UNITS, strict=True)]
         places = range(_FEATURES)
         self._moments = [[1e-2 if row == column else 0.0 for column in places] for row in places]
@@ -91,6 +94,8 @@ class ForwardCostModel:
             self._spread += 0.02 * (min(abs(ratio - 1), 2.0) - self._spread)
             limit = max(3 * self._spread, 0.1)
             duration_s = predicted * min(max(ratio, 1 - limit), 1 + limit)
+            present = duration_s / self._fitted.seconds(query_tokens, context_tokens, sequences)
+            self._speed += 0.02 * (present - self._speed)
         values = (1.0, sequences, query_tokens, context_tokens)
         features = [value / unit for value, unit in zip(values, _UNITS, strict=True)]
         # Relative errors matter: a forward of 4 ms and one of 100 ms count alike.
@@ -105,6 +110,8 @@ class ForwardCostModel:
         self.observations += 1
         if self.observations < 50 or self.observations % 16 == 0:
             self._solve()
+        speed = self._speed
+        self.cost = ForwardCost(*(value * speed for value in self._fitted_values))
 
     def predict_s(
         self, query_tokens: float, context_tokens: float, sequences: float = 1, quantile: float = 0.5
@@ -124,6 +131,8 @@ class ForwardCostModel:
         """Coefficients and state as plain JSON; `from_dict` goes on from there."""
         return {
             "cost": self.cost.to_dict(),
+            "fitted": self._fitted.to_dict(),
+            "speed": self._speed,
             "tail_ratio": self._tail,
             "spread": self._spread,
             "observations": self.observations,
@@ -135,6 +144,9 @@ class ForwardCostModel:
     def from_dict(data: dict[str, Any]) -> ForwardCostModel:
         """A model that goes on from saved state. Raises KeyError, TypeError or ValueError on data of another shape."""
         model = ForwardCostModel(prior=ForwardCost.from_dict(data["cost"]))
+        model._fitted = ForwardCost.from_dict(data["fitted"])
+        model._fitted_values = tuple(model._fitted.to_dict().values())
+        model._speed = float(data["speed"])
         model._tail = float(data["tail_ratio"])
         model._spread = float(data["spread"])
         model.observations = int(data["observations"])
@@ -162,4 +174,5 @@ class ForwardCostModel:
         if theta[:3].sum() > 0:
             values = (float(value) / unit for value, unit in zip(theta, _UNITS, strict=True))
             # Nothing is free, whatever a fit says: throughput and chunks are quotients of these.
-            self.cost = ForwardCost(*(max(value, least) for value, least in zip(values, _LEAST_S, strict=True)))
+            self._fitted = ForwardCost(*(max(value, least) for value, least in zip(values, _LEAST_S, strict=True)))
+            self._fitted_values = tuple(self._fitted.to_dict().values())

@@ -230,14 +230,13 @@ class Outlook:
         free: dict[Ladder, tuple[int, float]] = {}
         tokens, seconds = 0.0, self.cost.base_s
         for sequence in sequences:
-            if not sequence.has_pending:
-                continue
+            # Those that still read their prompts count: a block that begins now is shared with them.
             if sequence.plan.pinned:
                 tokens += self.meter.expected(sequence.rung)
-                seconds += self.cost.own_s(sequence.rung.block_length, sequence.cached)
+                seconds += self.cost.own_s(sequence.rung.block_length, len(sequence.tokens))
             else:
                 count, context_s = free.get(sequence.ladder, (0, 0.0))
-                free[sequence.ladder] = (count + 1, context_s + self.cost.per_context_s * sequence.cached)
+                free[sequence.ladder] = (count + 1, context_s + self.cost.per_context_s * len(sequence.tokens))
         return throughput(free, worth, Load(seconds, tokens))
 
     def _expected(self, sequence: Sequence) -> float:

@@ -19,6 +19,9 @@ class Decoding(StrEnum):
     SELF_SPECULATION = "self_speculation"
 
 
+EQUAL_TO_AR = 0.01
+"""Rungs whose calibrated quality is within this of AR's count as equal to it (`requests.md` section 5)."""
+
 Audit = str | float
 """`"off"`, `"score"`, `"exact"`, or a tolerance in (0, 1)."""
 

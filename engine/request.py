@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from engine.errors import InvalidRequest
 from engine.plan import AR as AR_RUNG
-from engine.plan import Decoding, Plan, Rung, audit_value, diffusion, self_speculation
+from engine.plan import EQUAL_TO_AR, Decoding, Plan, Rung, audit_value, diffusion, self_speculation
 
 DEFAULT_THRESHOLD = 0.9
 MAX_STOP_STRINGS = 16
@@ -296,7 +296,7 @@ def resolve_plan(options: GenerationOptions, block_size: int, ladder: Sequence[R
     return Plan(ladder=rungs, reason=f"{len(rungs)} rungs of the checkpoint's ladder that keep AR's quality")
 
 
-def equivalent_to_ar(ladder: Sequence[Rung], within: float = 0.01) -> tuple[Rung, ...]:
+def equivalent_to_ar(ladder: Sequence[Rung], within: float = EQUAL_TO_AR) -> tuple[Rung, ...]:
     """The rungs equal to AR: exact ones, and those whose calibrated quality is within `within` of AR's (section 5)."""
     ar_quality = next((rung.expected_quality for rung in ladder if rung.decoding is Decoding.AR), None)
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.pace import Floats, Step
+from engine.plan import EQUAL_TO_AR
 
 if TYPE_CHECKING:
     from engine.cost_model import ForwardCost
@@ -77,8 +78,8 @@ class Ladder:
     """A plan's rungs, best to fastest, told apart by identity: one object for all requests with equal rungs.
 
     Attributes:
-        groups: indices of rungs of equal expected quality, best first. All exact rungs are equal; a rung without a
-            number is a group of its own, in the place that the ladder gives it.
+        groups: indices of rungs of equal expected quality, best first. All exact rungs are equal, and so is what the
+            calibration found equal to AR; a rung without a number is a group of its own, in the ladder's order.
     """
 
     rungs: tuple[Rung, ...]
@@ -106,9 +107,11 @@ def ladder_of(rungs: tuple[Rung, ...]) -> Ladder:
 
 
 def _equal(one: Rung, other: Rung, known: bool) -> bool:
+    """Whether `other` is as good as `one`, the best of a group."""
     if one.exact and other.exact:
         return True
-    return known and abs((one.expected_quality or 0.0) - (other.expected_quality or 0.0)) <= SAME_QUALITY
+    least = EQUAL_TO_AR if one.exact else SAME_QUALITY
+    return known and (other.expected_quality or 0.0) >= (one.expected_quality or 0.0) - least
 
 
 @dataclass(frozen=True, slots=True)
