@@ -9,7 +9,7 @@ STAMP := .venv/.stepdial-installed
 export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install serve test lint format bench bench-router bench-promise bench-start loadtest clean
+.PHONY: install serve test test-long lint format bench bench-router bench-promise bench-start loadtest clean
 
 install: $(STAMP)
 
@@ -31,6 +31,10 @@ lint: install
 test: lint
 	$(BIN)/python -m pytest -n 2 --ignore tests/e2e
 	$(BIN)/python -m pytest tests/e2e
+
+# Replicas that start, drain and stop under open streams: minutes, on a quiet machine.
+test-long: install
+	$(BIN)/python -m pytest -m long tests/e2e
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -85,6 +86,7 @@ def gauges(url: str) -> dict[str, float]:
     return found
 
 
+@pytest.mark.long
 def test_a_burst_starts_a_replica_and_its_end_stops_one_under_open_streams(growing: str) -> None:
     over = threading.Event()
     with ThreadPoolExecutor(BURST + KEPT) as pool:
@@ -92,6 +94,9 @@ def test_a_burst_starts_a_replica_and_its_end_stops_one_under_open_streams(growi
         try:
             grown = eventually(lambda: running() == 2 and replicas(growing) == 2, 120)
             said = gauges(growing)
+            # The first replica is full, so these go to the new one, which is the one that Serve will stop.
+            kept = [pool.submit(read, growing, [1, 300 + index], NARROW) for index in range(KEPT)] if grown else []
+            time.sleep(2.0)
         finally:
             over.set()
         assert grown, "the burst did not start a second replica"
@@ -101,12 +106,10 @@ def test_a_burst_starts_a_replica_and_its_end_stops_one_under_open_streams(growi
         assert said["stepdial_autoscaling_max_replicas"] == 2
         assert said["stepdial_autoscaling_work_seconds"] > 0
         assert said["stepdial_autoscaling_need_replicas"] > 0
-        kept = [pool.submit(read, growing, [1, 300 + index], NARROW) for index in range(KEPT)]
         assert eventually(lambda: running() == 1, 300), "the second replica was not stopped"
         open_at_the_stop = sum(not done.done() for done in kept)
         answers = [done.result() for done in kept]
         alone = list(pool.map(lambda index: read(growing, [1, 300 + index], NARROW), range(KEPT)))
-    assert len({replica for replica, _, _ in answers}) == 2, "streams were open on both replicas"
     assert open_at_the_stop >= 1
     assert any("continued after" in said["reason"] for _, _, said in answers)
     assert [text for _, text, _ in answers] == [text for _, text, _ in alone]
