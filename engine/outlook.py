@@ -97,7 +97,7 @@ class Outlook:
         worth: dict[Ladder, Worth] = {}
         for sequence in sequences:
             if sequence.ladder not in worth:
-                worth[sequence.ladder] = worth_of(sequence.ladder, self.cost, self.meter)
+                worth[sequence.ladder] = worth_of(sequence.ladder, self.cost, self.meter, self._mean_output)
         price = self._price(sequences, worth)
         best = {ladder: most_valuable(values, ladder.groups[0], price) for ladder, values in worth.items()}
         timed = [sequence for sequence in sequences if sequence.timed and not sequence.given_up]
@@ -171,7 +171,7 @@ class Outlook:
         plan = newcomer.plan
         ladder = ladder_of((plan.first,) if plan.pinned else plan.ladder)
         group = 0 if plan.pinned else ladder.group_of(plan.start)
-        steps = steps_down(ladder, worth_of(ladder, self.cost, self.meter), view.price, group)
+        steps = steps_down(ladder, worth_of(ladder, self.cost, self.meter, self._mean_output), view.price, group)
         chunks = -(-newcomer.prompt_tokens // self.prefill_chunk)
         table = StepTable([*view.table.steps, steps])
         alone = Riders(

@@ -119,17 +119,29 @@ class Worth:
     """What the rungs of a ladder give and take, by index.
 
     Attributes:
-        tokens: per forward. own_s: seconds added to a forward, without the context, which is the same on every rung.
+        tokens: per forward, within a block. rest: forwards lost in a last block that is not full.
+        gained: tokens per forward over a whole answer. own_s: seconds added to a forward, without the context, which is
+            the same on every rung.
     """
 
     tokens: tuple[float, ...]
+    rest: tuple[float, ...]
+    gained: tuple[float, ...]
     own_s: tuple[float, ...]
 
 
-def worth_of(ladder: Ladder, cost: ForwardCost, meter: TokensPerForward) -> Worth:
-    """As calibrated and measured so far."""
+def worth_of(ladder: Ladder, cost: ForwardCost, meter: TokensPerForward, answer_tokens: float) -> Worth:
+    """As calibrated and measured so far, for answers of so many tokens."""
+    tokens = tuple(max(meter.expected(rung), 1e-3) for rung in ladder.rungs)
+    # The last block is half empty on average.
+    rest = tuple(
+        0.5 * rung.block_length / each if rung.block_length > 1 else 0.0
+        for rung, each in zip(ladder.rungs, tokens, strict=True)
+    )
     return Worth(
-        tuple(meter.expected(rung) for rung in ladder.rungs),
+        tokens,
+        rest,
+        tuple(answer_tokens / (answer_tokens / each + lost) for each, lost in zip(tokens, rest, strict=True)),
         tuple(cost.own_s(rung.block_length, 0) for rung in ladder.rungs),
     )
 
@@ -148,7 +160,7 @@ def throughput(
         for ladder, (count, context_s) in ladders.items():
             values = worth[ladder]
             index = most_valuable(values, ladder.groups[0], best)
-            tokens += values.tokens[index] * count
+            tokens += values.gained[index] * count
             seconds += values.own_s[index] * count + context_s
         if tokens / seconds <= best * (1 + 1e-6):
             break
@@ -158,7 +170,7 @@ def throughput(
 
 def most_valuable(worth: Worth, indices: Seq[int], price: float) -> int:
     """The index, of those given, that is worth most at `price` tokens a second; the earlier one at equal worth."""
-    return max(indices, key=lambda index: (worth.tokens[index] - price * worth.own_s[index], -index))
+    return max(indices, key=lambda index: (worth.gained[index] - price * worth.own_s[index], -index))
 
 
 def steps_down(ladder: Ladder, worth: Worth, price: float, first_group: int = 0) -> tuple[Step, ...]:
@@ -172,16 +184,14 @@ def steps_down(ladder: Ladder, worth: Worth, price: float, first_group: int = 0)
         for index in sorted(group, key=lambda index: worth.own_s[index]):
             if worth.tokens[index] > worth.tokens[chosen[-1]]:
                 chosen.append(index)
-    return tuple(step_of(ladder.rungs[index], index, worth.tokens[index], worth.own_s[index]) for index in chosen)
+    return tuple(step_of(ladder.rungs[index], index, worth) for index in chosen)
 
 
-def step_of(rung: Rung, index: int, tokens: float, own_s: float) -> Step:
-    """A rung for `engine/pace.py`. The last block is rarely full, which costs half a block's forwards on average."""
-    block_forwards = min(rung.refinement_steps, rung.block_length - 1) + 1.0
-    rest = 0.5 * block_forwards if rung.block_length > 1 else 0.0
+def step_of(rung: Rung, index: int, worth: Worth) -> Step:
+    """A rung for `engine/pace.py`."""
     # Diffusion shows a block when it is done; AR and self-speculation what the prompt's last row chose.
-    first_forwards = block_forwards if rung.is_diffusion else 1.0
-    return Step(index, max(tokens, 1e-3), rest, first_forwards, own_s)
+    first_forwards = min(rung.refinement_steps, rung.block_length - 1) + 1.0 if rung.is_diffusion else 1.0
+    return Step(index, worth.tokens[index], worth.rest[index], first_forwards, worth.own_s[index])
 
 
 def tokens_ahead(made: Floats, expected: Floats, most: Floats) -> Floats:

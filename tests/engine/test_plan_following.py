@@ -119,9 +119,8 @@ def test_an_open_sequence_follows_the_load_and_comes_back() -> None:
     while not core.idle:
         steps(1)
     used = [entry.rung.decoding for entry in patient.report.plan]
-    assert used[0] is Decoding.SELF_SPECULATION
-    assert Decoding.AR in used
-    assert used[-1] is Decoding.SELF_SPECULATION
+    # What comes after that follows what drafts were found to be worth meanwhile.
+    assert used[:3] == [Decoding.SELF_SPECULATION, Decoding.AR, Decoding.SELF_SPECULATION]
     starts = [entry.from_token for entry in patient.report.plan]
     assert starts == sorted(set(starts))
     assert starts[0] == 0

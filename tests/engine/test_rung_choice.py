@@ -33,9 +33,13 @@ LADDER = ladder_of((AR, SPECULATION))
 LAPTOP = ForwardCost(base_s=4e-3, per_sequence_s=0.0, per_token_s=1e-4, per_context_s=0.0)
 
 
+LONG = 1e6
+"""Tokens of answers that are so long that their last block does not matter."""
+
+
 def chosen(count: int, cost: ForwardCost = LAPTOP, ladder: Ladder = LADDER, pinned: int = 0) -> Rung:
     """What each of `count` sequences uses, beside `pinned` that are pinned to AR."""
-    worth = worth_of(ladder, cost, TokensPerForward())
+    worth = worth_of(ladder, cost, TokensPerForward(), LONG)
     load = Load(cost.base_s + pinned * cost.own_s(1, 0), pinned)
     price = throughput({ladder: (count, 0.0)}, {ladder: worth}, load)
     return ladder.rungs[most_valuable(worth, ladder.groups[0], price)]
@@ -109,14 +113,14 @@ def test_no_other_assignment_gives_more_tokens_per_second(
 ) -> None:
     meter = TokensPerForward()
     ladders = {ladder_of(rungs): (count, 0.0) for rungs, count in counts.items()}
-    worth = {ladder: worth_of(ladder, cost, meter) for ladder in ladders}
+    worth = {ladder: worth_of(ladder, cost, meter, LONG) for ladder in ladders}
     load = Load(cost.base_s + pinned_s, tokens)
     reached = throughput(ladders, worth, load)
     sequences = [ladder for ladder, (count, _) in ladders.items() for _ in range(count)]
 
     def rate(indices: tuple[int, ...]) -> float:
         pairs = list(zip(sequences, indices, strict=True))
-        made = load.tokens + sum(worth[ladder].tokens[index] for ladder, index in pairs)
+        made = load.tokens + sum(worth[ladder].gained[index] for ladder, index in pairs)
         return made / (load.fixed_s + sum(worth[ladder].own_s[index] for ladder, index in pairs))
 
     best = max(rate(indices) for indices in itertools.product(*(range(len(item.rungs)) for item in sequences)))
@@ -128,7 +132,7 @@ TIMED = ladder_of((AR, SPECULATION, FAST, FASTEST))
 
 
 def order(price: float, first_group: int = 0) -> list[Rung]:
-    worth = worth_of(TIMED, LAPTOP, TokensPerForward())
+    worth = worth_of(TIMED, LAPTOP, TokensPerForward(), LONG)
     return [TIMED.rungs[step.rung] for step in steps_down(TIMED, worth, price, first_group)]
 
 
@@ -145,11 +149,18 @@ def test_steps_may_begin_at_a_lower_quality() -> None:
 
 
 def test_a_step_knows_what_comes_before_the_first_text_and_what_a_last_block_wastes() -> None:
-    worth = worth_of(TIMED, LAPTOP, TokensPerForward())
+    worth = worth_of(TIMED, LAPTOP, TokensPerForward(), LONG)
     ar, speculation, fast, _ = steps_down(TIMED, worth, 2000.0)
     assert (ar.first_forwards, ar.rest) == (1.0, 0.0)
-    assert (speculation.first_forwards, speculation.rest) == (1.0, 1.0)
-    assert (fast.first_forwards, fast.rest) == (2.0, 1.0)
+    assert (speculation.first_forwards, speculation.rest) == (1.0, pytest.approx(0.5 * 32 / 3))
+    assert (fast.first_forwards, fast.rest) == (2.0, pytest.approx(0.5 * 16 / 8))
+
+
+def test_short_answers_waste_less_in_short_blocks() -> None:
+    short, long = rung(8, 4.0, quality=0.9), rung(32, 6.0, quality=0.9)
+    ladder, free = ladder_of((short, long)), ForwardCost(1e-3, 0.0, 0.0, 0.0)
+    picks = [most_valuable(worth_of(ladder, free, TokensPerForward(), tokens), (0, 1), 0.0) for tokens in (8.0, 400.0)]
+    assert picks == [0, 1]
 
 
 def test_what_has_grown_longer_than_expected_is_still_expected_to_go_on() -> None:
