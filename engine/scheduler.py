@@ -69,7 +69,8 @@ def share_slots(
     reserved = min(prefill_chunk, max(max_tokens // 4, 1), prompts[0].tokens) if prompts else 0
     limit_s = min(timed[0].pace_s if timed else inf, longest_s)
     forward = _Forward(cost, limit_s, max_tokens, reserved, prefill_chunk)
-    for want in [*advancing, *reading]:
+    # Who is nearly as tight as the tightest goes first, whatever that makes of the forward.
+    for want in sorted([*advancing, *reading], key=lambda want: want.pace_s > HOLD * limit_s):
         forward.add(want, insist=want.pace_s <= HOLD * limit_s)
     overdue = max(patient, key=lambda want: want.waited, default=None)
     if timed and overdue is not None and overdue.waited >= PATIENCE:
