@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from deployments.router import Router
 
 log = logging.getLogger("ray.serve")
-END_HEADERS = ("denoise_steps", "forwards", "latency_ms", "slo_met", "replica", "expected_quality")
+SAID = (
+    "decoding",
+    "draft_rule",
+    "max_steps",
+    "denoise_steps",
+    "forwards",
+    "latency_ms",
+    "slo_met",
+    "replica",
+    "expected_quality",
+)
 DONE = "data: [DONE]\n\n"
 
 
@@ -72,7 +82,8 @@ class Exchange:
             {"stepdial": event.stepdial},
             thinking,
         )
-        headers = {**self._headers(), **_headers_of(event.stepdial, END_HEADERS)}
+        # The plan first, then what was done: on a name of both, what was done counts.
+        headers = {**self._headers(), **_headers_of(event.stepdial, SAID)}
         return JSONResponse(body, headers=headers)
 
     async def streamed(self) -> Response:
