@@ -20,7 +20,7 @@ class Goal:
         latency_slo_ms, ttft_slo_ms: the request's own, else its tier's.
         stated: whether the request itself named one.
         on_infeasible: what to do when no rung is fast enough.
-        share: of the time that it has, how much a replica may be busy at the median; heavier tiers keep the rest.
+        share: of the time that it has, how much forwards may take; heavier tiers keep the rest.
     """
 
     latency_slo_ms: float | None
@@ -35,11 +35,11 @@ class Goal:
 
     def latency_ms(self, prediction: Prediction) -> float:
         """The smallest total latency that could be promised on a prediction, without what is beside the engine."""
-        return max(prediction.p95_s, prediction.p50_s / self.share) * 1e3
+        return max(prediction.p95_s, prediction.kept_s / self.share) * 1e3
 
     def first_text_ms(self, prediction: Prediction) -> float:
         """The smallest time to the first text that could be promised."""
-        return max(prediction.first_text_p95_s, prediction.first_text_p50_s / self.share) * 1e3
+        return max(prediction.first_text_p95_s, prediction.first_text_kept_s / self.share) * 1e3
 
 
 def goal_of(options: GenerationOptions, tier: Tier, output_tokens: int = 1, share: float = 1.0) -> Goal:

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from deployments.history import PRIOR_TAIL
+from engine.pace import SAFETY
 from engine.plan import Rung
 
 if TYPE_CHECKING:
@@ -41,13 +42,17 @@ class Size:
 class Prediction(NamedTuple):
     """Seconds in the engine, from submission to the last token and to the first text.
 
-    `accelerator_s` is the share of the forwards that the request pays for, by its slots, at the median.
+    Attributes:
+        kept_s, first_text_kept_s: the shortest deadlines that the replica's admission would let in: it reckons with the
+            whole reckoned length and a margin of its own (`engine/pace.py`).
+        accelerator_s: the share of the forwards that the request pays for, by its slots, at the median.
     """
 
     p50_s: float
     p95_s: float
-    first_text_p50_s: float
+    kept_s: float
     first_text_p95_s: float
+    first_text_kept_s: float
     accelerator_s: float
 
 
@@ -59,7 +64,7 @@ class Shape:
         fixed: whether the number of forwards follows from the budget alone.
     """
 
-    __slots__ = ("_by_token", "_calibrated", "_steps", "diffusion", "fixed", "length", "mode", "name", "rung")
+    __slots__ = ("_by_token", "_calibrated", "_least", "_steps", "diffusion", "fixed", "length", "mode", "name", "rung")
 
     def __init__(self, rung: Rung) -> None:
         self.rung = rung
@@ -70,8 +75,9 @@ class Shape:
         unaudited = rung.audit in ("off", "score")
         # A round settles at least a token where an audit may cut it, else the whole block, in at most K + 1 forwards.
         self._by_token = not unaudited
-        self._steps = min(rung.refinement_steps, self.length - 1) + 1
+        self._steps = rung.most_forwards_per_block
         self._calibrated = rung.expected_tokens_per_forward
+        self._least = rung.least_tokens_per_forward
         self.fixed = self.length == 1 or (rung.is_diffusion and rung.threshold is None and unaudited)
 
     def most_forwards(self, output_tokens: int) -> int:
@@ -86,11 +92,21 @@ class Shape:
         most = float(self.most_forwards(output_tokens))
         if self.fixed:
             return most
+        rate = self.tokens_per_forward(measured)
+        return min(most, max(1.0, output_tokens / rate)) if rate else most
+
+    def tokens_per_forward(self, measured: Mapping[str, float]) -> float | None:
+        """Calibrated and measured; None where it is neither."""
         calibrated, seen = self._calibrated, measured.get(self.name)
         if calibrated and seen:
-            return min(most, max(1.0, 2 * output_tokens / (calibrated + seen)))
-        rate = calibrated or seen
-        return min(most, max(1.0, output_tokens / rate)) if rate else most
+            return (calibrated + seen) / 2
+        return calibrated or seen
+
+    def admitted_forwards(self, output_tokens: int, measured: Mapping[str, float]) -> float:
+        """Forwards after the prompt as the engine's admission reckons them: with half of a last block for nothing."""
+        rate = self.tokens_per_forward(measured) or self._least
+        rest = 0.5 * self.length if self.length > 1 else 0.0
+        return max(1.0, (output_tokens + rest) / rate)
 
     @property
     def first_forwards(self) -> float:
@@ -163,7 +179,14 @@ def predict_on(
     read = min(unread, view.chunk)
     accelerator_s = (prompt_s + chunks * others_s) * read / (slots + read)
     accelerator_s += forwards * (own_median_s + others_s) * length / (slots + length)
-    return Prediction(p50_s, p95_s, first_s, min(first_s * first_tail, p95_s), accelerator_s)
+    # As the engine reckons: everybody rides along, forwards of one length, the prompt's chunks among them.
+    kept = shape.admitted_forwards(reckoned_tokens, view.measured)
+    forward_s = own_s + half_context_s * reckoned_tokens + others_s
+    kept_s = SAFETY * ((kept + chunks) * forward_s + token_s * unread)
+    first_kept_s = SAFETY * (max(first, 1.0) + chunks) * (forward_s + token_s * unread / (kept + chunks))
+    first_kept_s += token_s * unread
+    first_p95_s = min(first_s * first_tail, p95_s)
+    return Prediction(p50_s, p95_s, kept_s, first_p95_s, first_kept_s, accelerator_s)
 
 
 def predict(rung: Rung, size: Size, load: ReplicaLoad) -> Prediction:

@@ -24,8 +24,8 @@ SAFETY = 1.3
 KEPT = 1.1
 """The same for what was let in before: below it a deadline counts as lost, and no newcomer may bring it there."""
 RESERVE = 2.0
-"""The same while a faster rung is left to step to: who comes next is not known, and time that was spent on a slow rung
-does not come back."""
+"""The same while there is a rung to step to that leaves more room: who comes next is not known, and time that was spent
+on a slow rung does not come back."""
 ENOUGH = 0.003
 """Relative change of the forward at which the iteration ends."""
 MOST_ROUNDS = 60
@@ -117,13 +117,12 @@ class Ride:
 def ride(riders: Riders, table: StepTable, fixed_s: float) -> Ride:
     """The shortest mean forward in which every rider, late ones apart, keeps its deadlines.
 
-    `fixed_s`: base of a forward and what rides in it anyway. A tight rider rides on its fastest rung.
+    `fixed_s`: base of a forward and what rides in it anyway. A tight rider rides on the rung of its loosest pace.
     """
     if len(riders) == 0:
         nobody = np.zeros(0)
         return Ride(fixed_s, nobody.astype(np.int64), nobody.astype(bool), nobody.astype(bool), nobody)
     rows = riders.ladder
-    last = table.last[rows]
     prompt_forwards, prompt_s = riders.prompt_forwards[:, None], riders.prompt_s[:, None]
     forwards = np.maximum(1.0, riders.tokens[:, None] / table.tokens[rows] + table.rest[rows]) + prompt_forwards
     own_s = table.own_s[rows] + riders.context_s[:, None] + prompt_s / forwards
@@ -131,14 +130,21 @@ def ride(riders: Riders, table: StepTable, fixed_s: float) -> Ride:
     until_first = (riders.first_left_s[:, None] - prompt_s) / (table.first_forwards[rows] + prompt_forwards)
     pace_s = np.maximum(np.minimum(riders.left_s[:, None] / forwards, until_first), 0.0) * riders.share[:, None]
     steps = np.arange(pace_s.shape[1])
-    limit_s = np.where(steps == last[:, None], pace_s / SAFETY, pace_s / RESERVE)
-    limit_s[(steps < riders.first[:, None]) | (steps > last[:, None])] = -1.0
+    # What a step leaves of a forward to the others. It is not always the last one that leaves most: it takes more
+    # itself, and short answers and first texts pay for a whole large block.
+    limit_s = pace_s / SAFETY
+    room_s = limit_s - own_s
+    most_s = np.maximum.accumulate(room_s[:, ::-1], axis=1)[:, ::-1]
+    limit_s[:, :-1] = np.where(most_s[:, 1:] > room_s[:, :-1], pace_s[:, :-1] / RESERVE, limit_s[:, :-1])
+    limit_s[(steps < riders.first[:, None]) | (steps > table.last[rows][:, None])] = -1.0
+    # Of equals the later one: when all is lost, the fewest forwards.
+    quickest = steps[-1] - limit_s[:, ::-1].argmax(axis=1)
     everyone = np.arange(len(riders))
     forward_s = fixed_s
     for _ in range(MOST_ROUNDS):
         fitting = limit_s >= forward_s
         tight: NDArray[np.bool_] = np.logical_not(fitting.any(axis=1))
-        places = np.where(tight, last, fitting.argmax(axis=1))
+        places = np.where(tight, quickest, fitting.argmax(axis=1))
         needed_s = pace_s[everyone, places] / RESERVE
         # One whose pace is looser than the forward rides as often as that asks for.
         duty = np.minimum(1.0, forward_s / np.maximum(needed_s, 1e-9))

@@ -59,6 +59,17 @@ class Rung:
         return self.decoding is not Decoding.DIFFUSION or self.audit == "exact"
 
     @property
+    def most_forwards_per_block(self) -> int:
+        """Denoise or draft steps of a block, and the forward that commits or verifies it."""
+        return 1 if self.block_length == 1 else min(self.refinement_steps, self.block_length - 1) + 1
+
+    @property
+    def least_tokens_per_forward(self) -> float:
+        """What a full block cannot fall below: all of it without an audit, one token where an audit may cut it."""
+        settled = self.block_length if self.is_diffusion and self.audit in ("off", "score") else 1
+        return settled / self.most_forwards_per_block
+
+    @property
     def uses_draft_adapter(self) -> bool:
         return self.decoding is Decoding.SELF_SPECULATION
 

@@ -51,7 +51,7 @@ class TokensPerForward:
     def expected(self, rung: Rung) -> float:
         """Tokens per forward of `rung`; the calibrated value weighs as much as `weight` forwards."""
         key = rung.policy()
-        prior = rung.expected_tokens_per_forward or 1.0
+        prior = rung.expected_tokens_per_forward or rung.least_tokens_per_forward
         forwards = self._forwards.get(key, 0.0)
         return (prior * self.weight + self._tokens.get(key, 0.0)) / (self.weight + forwards)
 
@@ -174,23 +174,30 @@ def most_valuable(worth: Worth, indices: Seq[int], price: float) -> int:
 
 
 def steps_down(ladder: Ladder, worth: Worth, price: float, first_group: int = 0) -> tuple[Step, ...]:
-    """The rungs from the one that is worth most at `price`, each needing fewer forwards than the one before.
+    """The rungs from the one that is worth most at `price`, each sooner done than all before for some length of answer.
 
-    Within a quality the ones that add least to a forward come first; `first_group` is the quality to begin with.
+    Smaller blocks are for short answers and first texts, which pay for a whole block. Within a quality the ones that
+    add least to a forward come first; `first_group` is the quality to begin with.
     """
     best = most_valuable(worth, ladder.groups[first_group], price)
-    chosen = [best]
+    chosen = [step_of(ladder.rungs[best], best, worth)]
     for group in ladder.groups[first_group:]:
         for index in sorted(group, key=lambda index: worth.own_s[index]):
-            if worth.tokens[index] > worth.tokens[chosen[-1]]:
-                chosen.append(index)
-    return tuple(step_of(ladder.rungs[index], index, worth) for index in chosen)
+            step = step_of(ladder.rungs[index], index, worth)
+            if not any(_as_soon(before, step) for before in chosen):
+                chosen.append(step)
+    return tuple(chosen)
+
+
+def _as_soon(one: Step, other: Step) -> bool:
+    """Whether `one` is done as soon as `other`, however long the answer is."""
+    return one.tokens >= other.tokens and one.rest <= other.rest and one.first_forwards <= other.first_forwards
 
 
 def step_of(rung: Rung, index: int, worth: Worth) -> Step:
     """A rung for `engine/pace.py`."""
     # Diffusion shows a block when it is done; AR and self-speculation what the prompt's last row chose.
-    first_forwards = min(rung.refinement_steps, rung.block_length - 1) + 1.0 if rung.is_diffusion else 1.0
+    first_forwards = float(rung.most_forwards_per_block) if rung.is_diffusion else 1.0
     return Step(index, worth.tokens[index], worth.rest[index], first_forwards, worth.own_s[index])
 
 

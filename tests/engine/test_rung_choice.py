@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,8 +141,15 @@ def test_steps_begin_at_what_is_worth_most_and_go_through_the_quality_before_the
     assert order(price=2000.0) == [AR, SPECULATION, FAST, FASTEST]
 
 
-def test_what_needs_more_forwards_than_the_preferred_rung_is_no_step() -> None:
-    assert order(price=0.0) == [SPECULATION, FAST, FASTEST]
+def test_small_blocks_stay_a_step_for_short_answers_and_what_is_never_sooner_is_none() -> None:
+    # 16 slots of three tokens a forward waste less of a last block than 32; 32 slots of two tokens nothing.
+    assert order(price=0.0) == [SPECULATION, AR, FAST, FASTEST]
+    small, worse = (
+        replace(SPECULATION, block_length=n, expected_tokens_per_forward=t) for n, t in ((16, 2.9), (32, 2.0))
+    )
+    ladder = ladder_of((SPECULATION, small, worse))
+    worth = worth_of(ladder, LAPTOP, TokensPerForward(), LONG)
+    assert [step.rung for step in steps_down(ladder, worth, 0.0)] == [0, 1]
 
 
 def test_steps_may_begin_at_a_lower_quality() -> None:
@@ -188,5 +196,10 @@ def test_the_meter_keeps_policies_apart_and_ignores_what_was_expected() -> None:
     assert meter.expected(rung(9, 2.0)) == 2.0
 
 
-def test_a_rung_that_nobody_measured_counts_as_one_token_a_forward() -> None:
-    assert TokensPerForward().expected(Rung(Decoding.DIFFUSION, 8, 4)) == 1.0
+def test_a_rung_that_nobody_measured_counts_for_what_its_budget_guarantees() -> None:
+    meter = TokensPerForward()
+    assert meter.expected(Rung(Decoding.DIFFUSION, 8, 4)) == 8 / 5, "four steps and a commit"
+    assert meter.expected(Rung(Decoding.DIFFUSION, 8, 8)) == 1.0, "seven masks beside the seed"
+    assert meter.expected(Rung(Decoding.DIFFUSION, 8, 4, None, 0.5)) == 1 / 5, "an audit may leave a single token"
+    assert meter.expected(replace(SPECULATION, expected_tokens_per_forward=None)) == 1 / 2
+    assert meter.expected(Rung(Decoding.AR)) == 1.0
