@@ -20,6 +20,7 @@ from deployments.messages import Done, Failed, Invalid, NotInTime, Piece, Replic
 from deployments.planner import Planned, Refusal
 from deployments.prediction import Size, policy_name
 from deployments.prefix_memory import PREFIXES, chain
+from deployments.reason import moved_reason
 from deployments.reported_plan import rungs_used
 from deployments.resume import already_over, resume_point, shifted_options, shifted_plan, thinking_used
 
@@ -270,6 +271,8 @@ class Answering:
         job, plan = self.job, self.plan
         latency_ms = (time.perf_counter() - job.arrived_s) * 1e3
         reason = "" if plan is None else plan.reason
+        if plan is not None and not plan.pinned:
+            reason += moved_reason(plan.first, rungs_used(report.get("plan", ())))
         if cut:
             reason += "; cut at the deadline"
         if self._replans:

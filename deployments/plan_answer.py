@@ -17,14 +17,11 @@ if TYPE_CHECKING:
     from deployments.load import ReplicaLoad
 
 
-def plan_answer(
-    job: Job, ask: Ask, outcome: Planned | Refusal, loads: Sequence[ReplicaLoad], calibrated: Sequence[float | None]
-) -> dict[str, Any]:
+def plan_answer(job: Job, ask: Ask, outcome: Planned | Refusal, loads: Sequence[ReplicaLoad]) -> dict[str, Any]:
     """The answer's body.
 
     Args:
         ask: what was planned. outcome: what came of it. loads: one per replica.
-        calibrated: expected quality of each rung of the menu at the request's temperature, None outside the range.
     """
     views = [LoadView(load, timed=ask.goal.bounded) for load in loads]
     table = [[candidate(ask, index, view) for view in views] for index in range(len(ask.menu.rungs))]
@@ -41,7 +38,7 @@ def plan_answer(
         "output_tokens": {
             "expected": job.length.median, "reckoned": job.length.reckoned, "source": job.length.source,
         },
-        "rungs": [_row(ask, index, row, calibrated[index]) for index, row in enumerate(table)],
+        "rungs": [_row(ask, index, row) for index, row in enumerate(table)],
         "chosen": _chosen(ask, outcome) if isinstance(outcome, Planned) else None,
         "refused": _refused(outcome) if isinstance(outcome, Refusal) else None,
         "replicas": [
@@ -57,7 +54,7 @@ def plan_answer(
     }  # fmt: skip
 
 
-def _row(ask: Ask, index: int, row: Sequence[Candidate], quality: float | None) -> dict[str, Any]:
+def _row(ask: Ask, index: int, row: Sequence[Candidate]) -> dict[str, Any]:
     """One rung, at the replica where it would be finished first; without replicas nothing is predicted."""
     rung, length = ask.menu.rungs[index], ask.lengths[index]
     shown = PlanEntry(0, rung).to_dict()
@@ -66,7 +63,7 @@ def _row(ask: Ask, index: int, row: Sequence[Candidate], quality: float | None) 
     said: dict[str, Any] = {
         "rung": name_of(rung),
         **shown,
-        "expected_quality": quality,
+        "expected_quality": ask.qualities[index],
         "output_tokens": {"expected": length.median, "reckoned": length.reckoned, "source": length.source},
         "predicted_p50_ms": None,
         "predicted_p95_ms": None,

@@ -33,6 +33,7 @@ class Ask:
 
     Attributes:
         lengths: output tokens to expect, one per rung of the menu.
+        qualities: to promise at the request's temperature, one per rung of the menu; None outside the calibrated range.
         extra_ms: p95 of what the HTTP path adds, and what has passed since arrival.
         idle_extra_ms: what the HTTP path adds when nothing else goes on; decides whether a refusal is for good.
         cached: tokens of the prompt that a replica has in its shared pages, by replica.
@@ -44,6 +45,7 @@ class Ask:
     goal: Goal
     prompt_tokens: int
     lengths: tuple[Length, ...]
+    qualities: tuple[float | None, ...]
     extra_ms: float
     idle_extra_ms: float
     cached: Mapping[str, int] = field(default_factory=dict)
@@ -214,7 +216,9 @@ def refuse(ask: Ask, views: Sequence[LoadView], seen: Sequence[Candidate]) -> Re
         message = f"{field} is {asked:g}, which not even an idle replica could meet; allowed: at least {smallest}"
         return Refusal(400, message, smallest, None, field)
     wait_s = max(1, math.ceil(min(view.queue_s for view in views)))
-    message = f"{field} {asked:g} cannot be met under the present load; it could with at least {smallest} ms, or later"
+    message = (
+        f"{field} is {asked:g}, which cannot be met under the present load; allowed now: at least {smallest}, or later"
+    )
     return Refusal(429, message, smallest, wait_s, field)
 
 

@@ -120,6 +120,7 @@ class Planning:
             goal=goal,
             prompt_tokens=prompt_tokens,
             lengths=tuple(self._length(job.options, prompt_tokens, job.tier.name, shape.name) for shape in menu.shapes),
+            qualities=tuple(self.quality.expected_quality(rung, job.options.temperature) for rung in menu.rungs),
             extra_ms=overhead_ms + elapsed_ms,
             idle_extra_ms=min(self.idle_overhead_ms.value, overhead_ms + elapsed_ms),
             cached={replica: page * pages for replica, pages in PREFIXES.cached_pages(job.page_keys).items()},
@@ -136,10 +137,7 @@ class Planning:
 
     def explained(self, job: Job, loads: Sequence[ReplicaLoad]) -> dict[str, Any]:
         """The body of `POST /v1/plan`: what the job could get and what it would get now."""
-        ask = self.ask(job)
-        temperature = job.options.temperature
-        calibrated = [self.quality.expected_quality(rung, temperature) for rung in ask.menu.rungs]
-        return plan_answer(job, ask, self.plan(job, loads), loads, calibrated)
+        return plan_answer(job, self.ask(job), self.plan(job, loads), loads)
 
     def refusal(self, job: Job, loads: Sequence[ReplicaLoad], earliest_ms: float | None) -> Refusal:
         """What to say when replicas refused the plan: 429 under their load, with what would be accepted.
@@ -161,7 +159,10 @@ class Planning:
             field, smallest = smallest_feasible(ask, every)
         asked_ms = goal.ttft_slo_ms if field == "ttft_slo_ms" else goal.latency_slo_ms
         offered_ms = math.ceil(max(smallest, REFUSAL_MARGIN * (asked_ms or 0.0)))
-        message = "admitting it now would make it or others late; try again later, or with a longer SLO"
+        message = (
+            f"{field} is {asked_ms or 0:g}, which could not be kept beside what was admitted before; allowed now: at "
+            f"least {offered_ms}, or try again later"
+        )
         return Refusal(429, message, offered_ms, wait_s, field)
 
     def answer_quality(self, entries: Sequence[Mapping[str, object]], temperature: float) -> float | None:

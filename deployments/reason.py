@@ -19,7 +19,8 @@ def name_of(rung: Rung) -> str:
         return f"self-speculation over blocks of {rung.block_length}"
     early = "" if rung.threshold is None else f", threshold {rung.threshold:g}"
     steps = "1 step" if rung.refinement_steps == 1 else f"{rung.refinement_steps} steps"
-    return f"diffusion over blocks of {rung.block_length} with {steps}{early}"
+    audit = "" if rung.audit == "off" else f", audit {rung.audit}"
+    return f"diffusion over blocks of {rung.block_length} with {steps}{early}{audit}"
 
 
 def plan_reason(
@@ -31,9 +32,8 @@ def plan_reason(
         seen: every candidate that was looked at, better ones than the lead included.
     """
     goal, menu = ask.goal, ask.menu
-    rung = menu.rungs[lead.place]
-    what = name_of(rung)
-    quality = "" if rung.expected_quality is None else f" (expected quality {rung.expected_quality:.2f})"
+    what, known = name_of(menu.rungs[lead.place]), ask.qualities[lead.place]
+    quality = "" if known is None else f" (expected quality {known:.2f})"
     length = f"; length: {ask.lengths[lead.place].source}"
     if not in_time:
         text = f"{what}{quality}, the fastest allowed: predicted p95 {predicted_ms:.0f} ms, so no rung meets the SLO of"
@@ -55,6 +55,15 @@ def plan_reason(
         kept_out = f"; {name_of(menu.rungs[nearest.place])} would need {late_ms:.0f} ms, more than {bound} allows"
     text = f"{what}{quality} is the best quality whose predicted p95 of {predicted_ms:.0f} ms meets {_slo(goal)}"
     return f"{text}{others}{kept_out}{length}"
+
+
+def moved_reason(first: Rung, used: Sequence[Rung]) -> str:
+    """What the engine used of the plan's ladder beside its first rung, by price and slack; empty where nothing."""
+    others = {name_of(rung): None for rung in used if rung.policy() != first.policy()}
+    if not others:
+        return ""
+    stayed = any(rung.policy() == first.policy() for rung in used)
+    return f"; the engine {'also ' if stayed else ''}used {' and '.join(others)}{'' if stayed else ' instead'}"
 
 
 def _group_of(ask: Ask, index: int) -> int:

@@ -49,7 +49,8 @@ def exactly(tokens: int) -> Length:
 
 
 def ask(menu: Menu, goal: Goal, prompt: int, length: Length, overhead_ms: float = 20.0, **rest: Any) -> Ask:
-    return Ask(menu, goal, prompt, (length,) * len(menu.rungs), overhead_ms, overhead_ms, **rest)
+    qualities = tuple(rung.expected_quality for rung in menu.rungs)
+    return Ask(menu, goal, prompt, (length,) * len(menu.rungs), qualities, overhead_ms, overhead_ms, **rest)
 
 
 def plan(

@@ -14,6 +14,7 @@ from deployments.load import ReplicaLoad
 from deployments.openai_types import ChatCompletionRequest, CompletionRequest, request_kind
 from deployments.planner import Planned, Refusal
 from deployments.planning import Planning
+from deployments.reason import moved_reason
 from deployments.reported_plan import rungs_used
 from deployments.settings import AppArgs
 from engine.errors import InvalidRequest
@@ -56,6 +57,33 @@ def test_a_tight_slo_is_refused_with_one_that_is_accepted(planning: Planning) ->
     assert refused.smallest_feasible_slo_ms is not None
     again = job(planning, latency_slo_ms=refused.smallest_feasible_slo_ms + 1, max_tokens=64)
     assert isinstance(planning.plan(again, LOADS), Planned)
+
+
+def test_a_reason_claims_no_quality_outside_the_calibrated_temperatures(planning: Planning) -> None:
+    cold, hot = (
+        planning.plan(job(planning, max_tokens=40, latency_slo_ms=5000, temperature=value), LOADS) for value in (0, 2)
+    )
+    assert isinstance(cold, Planned)
+    assert isinstance(hot, Planned)
+    assert "expected quality 0.9" in cold.plan.reason
+    assert "expected quality" not in hot.plan.reason
+
+
+def test_a_reason_says_where_the_engine_went() -> None:
+    draft, coarse = self_speculation(32), diffusion(16, 1)
+    assert moved_reason(draft, [draft, draft]) == ""
+    assert moved_reason(draft, [draft, coarse, draft]).endswith("also used diffusion over blocks of 16 with 1 step")
+    assert moved_reason(draft, [coarse]).endswith("used diffusion over blocks of 16 with 1 step instead")
+
+
+def test_a_replicas_refusal_names_field_value_and_what_is_allowed(planning: Planning) -> None:
+    asked = job(planning, latency_slo_ms=90, max_tokens=40)
+    refusal = planning.refusal(asked, LOADS, earliest_ms=200.0)
+    assert refusal.status == 429
+    assert refusal.smallest_feasible_slo_ms is not None
+    assert refusal.smallest_feasible_slo_ms > 200
+    assert refusal.message.startswith("latency_slo_ms is 90, ")
+    assert f"at least {refusal.smallest_feasible_slo_ms}" in refusal.message
 
 
 def test_a_tiers_bound_holds_for_headers_too(planning: Planning) -> None:
