@@ -15,21 +15,18 @@ the checkpoint's ladder that keep AR's quality, and beside it each of these rung
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-from benchmarks.machine import machine
+from benchmarks.command import command_parser, parsed, write_report
 from benchmarks.opponents import Bench, Timer
-from benchmarks.workload import CHECKPOINT, auto_ladder, prompts_of
+from benchmarks.workload import auto_ladder, prompts_of
 from engine.plan import AR, Decoding, Plan, Rung, diffusion, self_speculation
 
 MODES: dict[str, Rung] = {
@@ -39,6 +36,7 @@ MODES: dict[str, Rung] = {
     "self-speculation-32": self_speculation(32),
 }
 REFERENCE_PROMPTS = 3
+AUTO_ROUNDS = 4
 
 
 @dataclass
@@ -84,7 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results.setdefault(name, {})[concurrency] = measure(bench, plan, chosen, concurrency, options.repeats)
             _show(name, concurrency, results[name][concurrency])
         if options.auto:
-            measured = measure_auto(bench, {"auto": Plan(ladder=ladder), **rungs}, chosen, concurrency, options.repeats)
+            measured = measure_auto(
+                bench, {"auto": Plan(ladder=ladder), **rungs}, chosen, concurrency, options.auto_repeats
+            )
             for name, one in measured.items():
                 results.setdefault(name, {})[concurrency] = one
                 _show(name, concurrency, one)
@@ -93,21 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for text, passed in bars:
         print(f"{'pass' if passed else 'FAIL'}  {text}")
     report = {
-        "model": options.model.name if options.model != CHECKPOINT else "stepdial-tiny",
-        "command": "python -m benchmarks.engine_vs_reference " + " ".join(
-            f"--{name} {getattr(options, name)}" for name in ("repeats", "threads", "seed")
-        ),
-        "machine": machine(),
         "results": [
             {"mode": name, "concurrency": at, **_numbers(one)}
             for name, per in results.items()
             for at, one in per.items()
         ],
         "bars": [{"bar": text, "passed": passed} for text, passed in bars],
-    }  # fmt: skip
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+    }
+    write_report(options, report)
 
 
 def measure(bench: Bench, plan: Plan, prompts: Sequence[list[int]], concurrency: int, repeats: int) -> Measured:
@@ -133,13 +126,19 @@ def measure(bench: Bench, plan: Plan, prompts: Sequence[list[int]], concurrency:
 def measure_auto(
     bench: Bench, plans: dict[str, Plan], prompts: Sequence[list[int]], concurrency: int, repeats: int
 ) -> dict[str, Measured]:
-    """`auto` beside each single rung of its ladder, alternating."""
+    """`auto` beside each single rung of its ladder, alternating, in another order every time.
+
+    Every prompt is asked `AUTO_ROUNDS` times in a run, so that most of it has its full concurrency.
+    """
     measured = {name: Measured() for name in plans}
+    prompts = list(prompts) * AUTO_ROUNDS
     for plan in plans.values():
         bench.run_engine(plan, prompts[: 2 * concurrency], concurrency)
-    for _ in range(repeats):
-        for name, plan in plans.items():
-            one = measured[name]
+    names = list(plans)
+    for repeat in range(repeats):
+        turn = repeat % len(names)
+        for name in names[turn:] + names[:turn]:
+            one, plan = measured[name], plans[name]
             with Timer() as timer:
                 one.tokens = bench.run_engine(plan, prompts, concurrency)
             one.add("engine", one.tokens, timer)
@@ -164,12 +163,15 @@ def judge(results: dict[str, dict[int, Measured]]) -> list[tuple[str, bool]]:
                 bar(f"{name} at {concurrency} against the bare model call", engine / bare, 0.85)
     for concurrency, one in results.get("auto", {}).items():
         single = {
-            name: statistics.median(per[concurrency].engine)
+            name: per[concurrency].engine
             for name, per in results.items()
             if name.startswith("rung ") and concurrency in per
         }
-        best = max(single, key=lambda name: single[name])
-        bar(f"auto at {concurrency} against {best}", statistics.median(one.engine) / single[best], 0.95)
+        best = max(single, key=lambda name: statistics.median(single[name]))
+        # The machine's speed changes for seconds at a time, so what ran side by side is compared.
+        ratios = [mine / its for mine, its in zip(one.engine, single[best], strict=True)]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        bar(f"auto at {concurrency} against {best}, paired ({spread})", statistics.median(ratios), 0.95)
     return bars
 
 
@@ -191,6 +193,7 @@ def _numbers(one: Measured) -> dict[str, Any]:
                 "tokens_per_s": statistics.median(values),
                 "min": min(values),
                 "max": max(values),
+                "runs": [round(value, 1) for value in values],
                 "tokens_per_cpu_s": statistics.median(one.cpu[name]),
             }
     return numbers
@@ -212,18 +215,17 @@ def _show(name: str, concurrency: int, one: Measured) -> None:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", type=Path, default=CHECKPOINT, help="checkpoint directory")
+    parser = command_parser("engine_vs_reference", __doc__, model=True)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--auto-repeats", type=int, default=10, help="of `auto` and the single rungs")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of all three")
     parser.add_argument("--max-tokens", type=int, default=96, help="a multiple of 32")
     parser.add_argument("--prompts-at-1", type=int, default=REFERENCE_PROMPTS, help="prompts at concurrency 1")
     parser.add_argument("--modes", nargs="*", choices=list(MODES), help="default: all")
     parser.add_argument("--auto", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=11, help="of the prompts")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/engine_vs_reference.json"))
-    return parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    return parsed(parser, arguments)
 
 
 if __name__ == "__main__":

@@ -15,32 +15,26 @@ of at most 1.05 times that of the mode that reaches it; and somewhere it is abov
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from benchmarks.machine import machine
+from benchmarks.command import command_parser, parsed, write_report
 from benchmarks.policies import Fixed, Policy
 from benchmarks.policy_run import Closed, closed_loop, cycle_of, in_loop, new_engine
 from benchmarks.promise_report import rung_name
 from benchmarks.promise_setup import tokenizer_of
 from benchmarks.promise_trace import Idle, Slos, requests_of
 from benchmarks.stepdial_policy import Stepdial
-from benchmarks.workload import CHECKPOINT
 from deployments.warm_up import warm_up
 from engine.plan import AR, Rung, self_speculation
 from engine.request import equivalent_to_ar
 
-RESULT = Path(__file__).parent / "results" / "mixture.json"
 AUTO = "auto"
 DRAFTS = (4, 8, 16, 32)
 PROMPTS = 256
@@ -169,13 +163,8 @@ def judge(results: Results) -> list[tuple[str, bool]]:
 
 
 def _write(options: argparse.Namespace, results: Results, seconds: float) -> None:
-    if options.output is None:
-        return
     done = complete(results, options.repeats)
     report = {
-        "model": "stepdial-tiny" if options.model == CHECKPOINT else options.model.name,
-        "command": "python -m benchmarks.mixture " + shlex.join(options.given),
-        "machine": machine(),
         "settings": {"window_s": seconds, "ramp": RAMP, "repeats": options.repeats, "seed": options.seed},
         "results": [
             {"concurrency": concurrency, "mode": name, **_numbers(one)}
@@ -184,8 +173,7 @@ def _write(options: argparse.Namespace, results: Results, seconds: float) -> Non
         ],
         "bars": [{"bar": text, "passed": passed} for text, passed in judge(done)],
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(options, report)
 
 
 def _numbers(one: Measured) -> dict[str, Any]:
@@ -215,11 +203,7 @@ def _show(concurrency: int, row: dict[str, Measured]) -> None:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.mixture"
-    )
-    parser.add_argument("--model", type=Path, default=CHECKPOINT, help="checkpoint directory")
+    parser = command_parser("mixture", __doc__, model=True)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=12, help="of the whole run (default 12)")
@@ -227,10 +211,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--least-ended", type=int, default=20, help="answers that a window waits for")
     parser.add_argument("--seed", type=int, default=11, help="of the prompts")
     parser.add_argument("--kv-tokens", type=int, default=65_536)
-    parser.add_argument("--output", type=Path, default=RESULT)
-    options = parser.parse_args(given)
-    options.given = given
-    return options
+    return parsed(parser, arguments)
 
 
 if __name__ == "__main__":

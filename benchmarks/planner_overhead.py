@@ -11,11 +11,10 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.command import command_parser, parsed, write_report
 from deployments.errors import refused
 from deployments.history import quantile
 from deployments.load import ReplicaLoad
@@ -25,7 +24,6 @@ from deployments.planning import Planning
 from deployments.settings import AppArgs
 from engine.request import parse_options
 
-RESULT = Path(__file__).parent / "results" / "planner_overhead.json"
 REPLICAS = 8
 ROUNDS = 2000
 WARM_UP = 200
@@ -40,19 +38,12 @@ CASES: dict[str, dict[str, Any]] = {
 """What the request says besides its messages; a `tight SLO` is set to what the fastest rung alone can meet."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints and writes."""
+    options = parsed(command_parser("planner_overhead", __doc__), arguments)
     planning, loads = Planning(AppArgs()), busy_replicas()
     rows = {name: measure(planning, loads, body_of(planning, loads, fields)) for name, fields in CASES.items()}
-    report = {
-        "command": "python -m benchmarks.planner_overhead",
-        "machine": machine(),
-        "replicas": REPLICAS,
-        "rounds": ROUNDS,
-        "microseconds": rows,
-    }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(options, {"replicas": REPLICAS, "rounds": ROUNDS, "microseconds": rows})
     print(f"{'us, with ' + str(REPLICAS) + ' replicas':24}" + "".join(f"{name:>18}" for name in rows["no SLO"]))
     for name, row in rows.items():
         print(f"{name:24}" + "".join(f"{value:18.1f}" for value in row.values()))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from deployments.history import OutputLengths
 from deployments.load import LoadMeter, ReplicaLoad
-from deployments.prediction import LoadView, Shape, predict_on
+from deployments.prediction import LoadTable, RungTable, predict_all
 from engine.outlook import Newcomer
 from engine.plan import Plan, Rung
 
@@ -136,10 +136,10 @@ class ByDeadline:
     def __init__(self, name: str, engine: Engine, rungs: Sequence[Rung]) -> None:
         self.name = name
         self._plans = [Plan(ladder=(rung,), reason=name) for rung in rungs]
-        self._shapes = [Shape(rung) for rung in rungs]
+        self._rungs = RungTable(rungs)
         self._lengths = OutputLengths(PRIOR_OUTPUT_TOKENS)
         self._loads = Loads(engine, rungs)
-        self._view: LoadView | None = None
+        self._table: LoadTable | None = None
 
     def decide(self, request: Request, arrived_s: float) -> Decision:
         if request.slo_ms is None:
@@ -154,14 +154,14 @@ class ByDeadline:
 
     def _plan_within(self, request: Request, length: Length, left_ms: float) -> Plan:
         now_s = perf_counter()
-        if self._view is None or now_s - self._view.load.at_s > LOAD_MAX_AGE_S:
-            self._view = LoadView(self._loads.now({}))
-        view = self._view
-        for plan, shape in zip(self._plans, self._shapes, strict=True):
-            prediction = predict_on(view, shape, len(request.prompt), 0, length.median, length.reckoned)
-            if prediction.p95_s * 1e3 <= left_ms:
-                return plan
-        return self._plans[-1]
+        if self._table is None or now_s - self._table.loads[0].at_s > LOAD_MAX_AGE_S:
+            self._table = LoadTable([self._loads.now({})])
+        count, prompt_tokens = len(self._plans), len(request.prompt)
+        predictions = predict_all(
+            self._rungs, self._table, prompt_tokens, [0], [length.median] * count, [length.reckoned] * count
+        )
+        in_time = (predictions.p95_s[:, 0] * 1e3 <= left_ms).nonzero()[0]
+        return self._plans[int(in_time[0]) if in_time.size else -1]
 
 
 class Admitted:

@@ -12,26 +12,21 @@ it: one row of maps per mode and one for the winner among the modes of AR's qual
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from benchmarks.machine import machine
+from benchmarks.command import command_parser, parsed, write_report
 from benchmarks.policies import Fixed
 from benchmarks.policy_run import closed_loop, in_loop, new_engine
 from benchmarks.profile_plot import plot
 from benchmarks.promise_report import rung_name
 from benchmarks.promise_setup import tokenizer_of
 from benchmarks.promise_trace import Request, length_class
-from benchmarks.workload import CHECKPOINT
 from deployments.warm_up import warm_up
 from engine.plan import AR, Rung, diffusion, self_speculation
 from engine.request import equivalent_to_ar
@@ -41,7 +36,6 @@ if TYPE_CHECKING:
     from engine.checkpoint.tokenizer import Tokenizer
     from engine.tiny.tasks import Message, Task
 
-RESULT = Path(__file__).parent / "results" / "profile_map.json"
 PROMPT_CLASSES: Mapping[str, tuple[int, int]] = {
     "up to 48": (1, 48), "49 to 96": (49, 96), "97 to 160": (97, 160), "about 512": (448, 576),
 }  # fmt: skip
@@ -106,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("stopped; the files have what was complete")
     finally:
         engine.stop()
-    if rows and options.output is not None:
+    if rows:
         plot(rows, list(lossy), options.output.with_suffix(".png"))
     print(f"{perf_counter() - begun:.0f} s in all")
 
@@ -203,28 +197,16 @@ def _show(row: dict[str, Any]) -> None:
 
 
 def _write(options: argparse.Namespace, rows: list[dict[str, Any]], lossy: Mapping[str, bool], seconds: float) -> None:
-    if options.output is None:
-        return
     report = {
-        "model": "stepdial-tiny" if options.model == CHECKPOINT else options.model.name,
-        "command": "python -m benchmarks.profile_map " + shlex.join(options.given),
-        "machine": machine(),
         "settings": {"window_s": seconds, "ramp": RAMP, "seed": options.seed},
         "lossy": dict(lossy),
         "cells": rows,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(options, report)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        prog="python -m benchmarks.profile_map",
-    )
-    parser.add_argument("--model", type=Path, default=CHECKPOINT, help="checkpoint directory")
+    parser = command_parser("profile_map", __doc__, model=True)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--minutes", type=float, default=12, help="of the whole run (default 12)")
     parser.add_argument("--seconds", type=float, help="of each window instead")
@@ -233,10 +215,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, default=TASKS, help="tasks to choose the prompts from")
     parser.add_argument("--seed", type=int, default=13, help="of the prompts")
     parser.add_argument("--kv-tokens", type=int, default=65_536)
-    parser.add_argument("--output", type=Path, default=RESULT)
-    options = parser.parse_args(given)
-    options.given = given
-    return options
+    return parsed(parser, arguments)
 
 
 if __name__ == "__main__":

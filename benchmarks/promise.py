@@ -16,19 +16,15 @@ result file is written after every cell, so a stopped run keeps what it has.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
-import shlex
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from benchmarks.machine import machine
+from benchmarks.command import command_parser, parsed, write_report
 from benchmarks.policies import Policy
 from benchmarks.policy_run import closed_loop, cycle_of, in_loop, open_loop
 from benchmarks.promise_report import STEPDIAL, Cell, bars, goodput, judged, metrics, summary
@@ -42,11 +38,9 @@ from benchmarks.promise_setup import (
     tokenizer_of,
 )
 from benchmarks.promise_trace import EQUIVALENT_TIERS, SHARES, Arrival, Request, requests_of, trace
-from benchmarks.workload import CHECKPOINT
 from engine.engine import Engine
 from engine.plan import AR
 
-RESULT = Path(__file__).parent / "results" / "promise.json"
 WARM_SEED = 2_000_003
 WARM_REQUESTS = 256
 WARM_CLIENTS = 3
@@ -164,12 +158,7 @@ class Run:
     def write(self, whole: bool = True) -> None:
         """The result file with all cells so far; `whole`: with what is made of them, intervals and bars."""
         options = self.options
-        if options.output is None:
-            return
         report = {
-            "model": "stepdial-tiny" if options.model == CHECKPOINT else options.model.name,
-            "command": "python -m benchmarks.promise " + shlex.join(options.given),
-            "machine": machine(),
             "settings": {
                 "loads": options.loads,
                 "seeds": options.seeds,
@@ -182,10 +171,7 @@ class Run:
             **(summary(self.cells, self.ar_right) if whole else {}),
             "cells": self.rows,
         }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        partial = options.output.with_suffix(".partial")
-        partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        partial.replace(options.output)
+        write_report(options, report)
 
 
 def show(cell: Cell) -> None:
@@ -207,11 +193,7 @@ def show(cell: Cell) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     from benchmarks.promise_setup import POLICIES
 
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.promise"
-    )
-    parser.add_argument("--model", type=Path, default=CHECKPOINT, help="checkpoint directory")
+    parser = command_parser("promise", __doc__, model=True)
     parser.add_argument("--minutes", type=float, default=25, help="of the whole run (default 25)")
     parser.add_argument("--duration", type=float, help="seconds of arrivals per cell instead")
     parser.add_argument("--drain", type=float, default=3.0, help="seconds after the last arrival until the cut")
@@ -239,11 +221,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--setup-window", type=float, default=1.5, help="seconds of each closed loop before the run")
     parser.add_argument("--profile-counts", type=int, nargs="+", default=list(PROFILE_COUNTS))
     parser.add_argument("--kv-tokens", type=int, default=65_536, help="K/V capacity of each engine")
-    parser.add_argument("--output", type=Path, default=RESULT)
-    options = parser.parse_args(given)
+    options = parsed(parser, arguments)
     if STEPDIAL not in options.policies:
         parser.error(f"--policies must include {STEPDIAL}: the others are compared with it")
-    options.given = given
     return options
 
 

@@ -8,12 +8,10 @@ admission, OpenAI's events and the answer's report. Every answer is one block of
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 # Before Ray and torch are imported.
@@ -27,7 +25,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from benchmarks.machine import machine
+from benchmarks.command import command_parser, parsed, write_report
 from deployments.app import build
 from deployments.history import quantile
 from deployments.messages import Piece, ReplicaRequest
@@ -35,7 +33,6 @@ from deployments.prediction import Size
 from deployments.settings import AppArgs
 from engine.plan import Plan, diffusion
 
-RESULT = Path(__file__).parent / "results" / "router_overhead.json"
 ROUNDS = 300
 WARM_UP = 30
 TOKENS = 32
@@ -67,8 +64,9 @@ class Bare:
                 yield f"data: {message.text}\n\n"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Deploys, measures in turn, prints and writes."""
+    options = parsed(command_parser("router_overhead", __doc__), arguments)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -84,8 +82,7 @@ def main() -> None:
     finally:
         serve.shutdown()
         ray.shutdown()
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(options, report)
     print_table(report)
 
 
@@ -120,9 +117,7 @@ def measure(url: str) -> dict[str, Any]:
     }
     added = {key: rows["stepdial"][key] - rows["bare"][key] for key in rows["bare"]}
     return {
-        "command": "python -m benchmarks.router_overhead",
-        "machine": machine(),
-        "load_average_before_and_after": [load_before, os.getloadavg()[0]],
+        "load_average_before": load_before,
         "rounds": ROUNDS,
         "paths": rows,
         "added_by_the_router": added,

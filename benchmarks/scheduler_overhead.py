@@ -13,13 +13,9 @@ which other processes disturb less; wall-clock p95 is shown beside them.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
-import shlex
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from time import perf_counter, perf_counter_ns, thread_time_ns
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -28,9 +24,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 
-from benchmarks.machine import machine
+from benchmarks.command import command_parser, parsed, write_report
 from benchmarks.policy_run import new_engine
-from benchmarks.workload import CHECKPOINT, auto_ladder
+from benchmarks.workload import auto_ladder
 from engine import core as core_module
 from engine import scheduler
 from engine.config import EngineConfig
@@ -50,7 +46,6 @@ if TYPE_CHECKING:
     from engine.plan import Rung
     from engine.sequence import Sequence as EngineSequence
 
-RESULT = Path(__file__).parent / "results" / "scheduler_overhead.json"
 PARTS = ("cut late", "admit", "deadlines and prices", "rungs at borders", "slots and pages")
 INSIDE = ("choosing rungs", "sharing slots")
 """Of `rungs at borders` and `slots and pages` the pure decisions alone; the rest makes canvases, wants and segments."""
@@ -159,16 +154,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{'pass' if passed else 'FAIL'}  {text}")
     print(f"{perf_counter() - begun:.0f} s in all")
     report = {
-        "model": "stepdial-tiny" if options.model == CHECKPOINT else options.model.name,
-        "command": "python -m benchmarks.scheduler_overhead " + shlex.join(options.given),
-        "machine": machine(),
         "settings": {"steps": options.steps, "real_steps": options.real_steps, "seed": options.seed},
         "results": rows,
         "bars": [{"bar": text, "passed": passed} for text, passed in bars],
     }
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(options, report)
 
 
 def drawn(engine: Engine, count: int, steps: int, seed: int) -> dict[str, Any]:
@@ -284,22 +274,13 @@ def _show(row: dict[str, Any]) -> None:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        prog="python -m benchmarks.scheduler_overhead",
-    )
-    parser.add_argument("--model", type=Path, default=CHECKPOINT, help="checkpoint directory")
+    parser = command_parser("scheduler_overhead", __doc__, model=True)
     parser.add_argument("--sequences", type=int, nargs="+", default=[8, 64, 256])
     parser.add_argument("--steps", type=int, default=400, help="forwards to measure on drawn logits")
     parser.add_argument("--real-steps", type=int, default=30, help="real forwards to measure beside; 0 = none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kv-tokens", type=int, default=131_072)
-    parser.add_argument("--output", type=Path, default=RESULT)
-    options = parser.parse_args(given)
-    options.given = given
-    return options
+    return parsed(parser, arguments)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Sequence
 
 import httpx
 
-from benchmarks.machine import machine
+from benchmarks.command import command_parser, parsed, write_report
 
-RESULT = Path(__file__).parent / "results" / "serve_start.json"
 CHAT = {
     "model": "stepdial-tiny",
     "messages": [{"role": "user", "content": "hello"}],
@@ -29,19 +26,13 @@ RUNS = 3
 LIMIT_S = 300
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Starts and ends `make serve`'s process a few times."""
+    options = parsed(command_parser("serve_start", __doc__), arguments)
     runs = [one_run() for _ in range(RUNS)]
     for run in runs:
         print(f"first answer after {run['first_answer_s']:.1f} s, ended {run['stop_s']:.1f} s after Ctrl-C")
-    report = {
-        "command": "python -m benchmarks.serve_start",
-        "machine": machine(),
-        "load_average_after": os.getloadavg()[0],
-        "runs": runs,
-    }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(options, {"runs": runs})
 
 
 def one_run() -> dict[str, float]:

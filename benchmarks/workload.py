@@ -11,9 +11,7 @@ from engine.plan import AR, Rung, self_speculation
 from engine.request import equivalent_to_ar
 from engine.tiny.tasks import generate
 
-ROOT = Path(__file__).parent.parent
-CHECKPOINT = ROOT / "engine" / "tiny" / "checkpoint"
-GOLDEN_CASES = ROOT / "tests" / "data" / "golden" / "cases.json"
+GOLDEN_CASES = Path(__file__).parents[1] / "tests" / "data" / "golden" / "cases.json"
 
 
 def prompts_of(engine: Engine, count: int, seed: int, max_tokens: int) -> list[list[int]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 if TYPE_CHECKING:
-    from deployments.prediction import Prediction
+    from deployments.prediction import Floats, Predictions
     from deployments.tiers import Tier
     from engine.request import GenerationOptions
 
@@ -33,13 +34,26 @@ class Goal:
     def bounded(self) -> bool:
         return self.latency_slo_ms is not None or self.ttft_slo_ms is not None
 
-    def latency_ms(self, prediction: Prediction) -> float:
-        """The smallest total latency that could be promised on a prediction, without what is beside the engine."""
-        return max(prediction.p95_s, prediction.kept_s / self.share) * 1e3
+    def latency_ms(self, predictions: Predictions) -> Floats:
+        """The smallest total latencies that could be promised, without what is beside the engine."""
+        return np.maximum(predictions.p95_s, predictions.kept_s / self.share) * 1e3
 
-    def first_text_ms(self, prediction: Prediction) -> float:
-        """The smallest time to the first text that could be promised."""
-        return max(prediction.first_text_p95_s, prediction.first_text_kept_s / self.share) * 1e3
+    def first_text_ms(self, predictions: Predictions) -> Floats:
+        """The smallest times to the first text that could be promised."""
+        return np.maximum(predictions.first_text_p95_s, predictions.first_text_kept_s / self.share) * 1e3
+
+    def excess_ms(self, predictions: Predictions, extra_ms: float) -> Floats:
+        """By how much predictions miss the tighter of the bounds; at most 0 where both are met.
+
+        Args:
+            extra_ms: what is added to the engine's time, elapsed and still to come.
+        """
+        excess = np.full_like(predictions.p95_s, -np.inf)
+        if self.latency_slo_ms is not None:
+            excess = self.latency_ms(predictions) + extra_ms - self.latency_slo_ms
+        if self.ttft_slo_ms is not None:
+            excess = np.maximum(excess, self.first_text_ms(predictions) + extra_ms - self.ttft_slo_ms)
+        return excess
 
 
 def goal_of(options: GenerationOptions, tier: Tier, output_tokens: int = 1, share: float = 1.0) -> Goal:
@@ -55,17 +69,3 @@ def goal_of(options: GenerationOptions, tier: Tier, output_tokens: int = 1, shar
         latency = tier.total_slo_ms(output_tokens)
     fallback = "reject" if own else tier.on_infeasible
     return Goal(latency, first, own, options.on_infeasible or fallback, share)
-
-
-def goal_excess_ms(prediction: Prediction, goal: Goal, extra_ms: float) -> float:
-    """By how much a prediction misses the tighter of its bounds; at most 0 when both are met.
-
-    Args:
-        extra_ms: what is added to the engine's time, elapsed and still to come.
-    """
-    excess = -math.inf
-    if goal.latency_slo_ms is not None:
-        excess = goal.latency_ms(prediction) + extra_ms - goal.latency_slo_ms
-    if goal.ttft_slo_ms is not None:
-        excess = max(excess, goal.first_text_ms(prediction) + extra_ms - goal.ttft_slo_ms)
-    return excess

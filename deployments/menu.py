@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from deployments.bounds import check_rungs, quality_floor, steps_allowed
-from deployments.prediction import Shape, most_forwards
+from deployments.prediction import RungTable, most_forwards
 from deployments.quality import BUDGETS
 from engine.errors import InvalidRequest
 from engine.plan import AR, Rung, diffusion
@@ -43,14 +42,15 @@ class Menu:
 
     rungs: tuple[Rung, ...]
     pinned: bool = False
-    shapes: tuple[Shape, ...] = field(init=False)
-    groups: tuple[tuple[int, ...], ...] = field(init=False)
+    table: RungTable = field(init=False, compare=False)
+    groups: tuple[range, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shapes", tuple(Shape(rung) for rung in self.rungs))
+        object.__setattr__(self, "table", RungTable(self.rungs))
         ranks = quality_ranks(self.rungs)
-        groups = groupby(range(len(self.rungs)), key=lambda index: ranks[index])
-        object.__setattr__(self, "groups", tuple(tuple(indices) for _, indices in groups))
+        borders = [index for index in range(len(ranks)) if index == 0 or ranks[index] != ranks[index - 1]]
+        ends = [*borders[1:], len(ranks)]
+        object.__setattr__(self, "groups", tuple(range(*pair) for pair in zip(borders, ends, strict=True)))
 
 
 def quality_ranks(rungs: Sequence[Rung]) -> list[int]:

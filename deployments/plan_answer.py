@@ -6,15 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from deployments.goal import goal_excess_ms
-from deployments.planner import REFUSAL_MARGIN, Ask, Candidate, Planned, Refusal, candidate
-from deployments.prediction import LoadView
+from deployments.planner import REFUSAL_MARGIN, Ask, Planned, Refusal, predictions_at
 from deployments.reason import name_of
 from engine.plan import PlanEntry
 
 if TYPE_CHECKING:
     from deployments.job import Job
     from deployments.load import ReplicaLoad
+    from deployments.prediction import Predictions
 
 
 def plan_answer(job: Job, ask: Ask, outcome: Planned | Refusal, loads: Sequence[ReplicaLoad]) -> dict[str, Any]:
@@ -23,9 +22,8 @@ def plan_answer(job: Job, ask: Ask, outcome: Planned | Refusal, loads: Sequence[
     Args:
         ask: what was planned. outcome: what came of it. loads: one per replica.
     """
-    views = [LoadView(load, timed=ask.goal.bounded) for load in loads]
-    table = [[candidate(ask, index, view) for view in views] for index in range(len(ask.menu.rungs))]
     goal = ask.goal
+    predictions = predictions_at(ask, loads)[0] if loads else None
     return {
         "object": "stepdial.plan",
         "tier": job.tier.name,
@@ -38,28 +36,30 @@ def plan_answer(job: Job, ask: Ask, outcome: Planned | Refusal, loads: Sequence[
         "output_tokens": {
             "expected": job.length.median, "reckoned": job.length.reckoned, "source": job.length.source,
         },
-        "rungs": [_row(ask, index, row) for index, row in enumerate(table)],
+        "rungs": [_row(ask, index, predictions, loads) for index in range(len(ask.menu.rungs))],
         "chosen": _chosen(ask, outcome) if isinstance(outcome, Planned) else None,
         "refused": _refused(outcome) if isinstance(outcome, Refusal) else None,
         "replicas": [
             {
-                "replica": view.load.replica,
-                "queue_s": round(view.queue_s, 4),
-                "sequences": view.load.sequences,
-                "cached_tokens": ask.cached.get(view.load.replica, 0),
-                "predicted_p95_ms": [_total_ms(ask, row[place]) for row in table],
+                "replica": load.replica,
+                "queue_s": round(load.timed_s if goal.bounded else load.queue_s, 4),
+                "sequences": load.sequences,
+                "cached_tokens": ask.cached.get(load.replica, 0),
+                "predicted_p95_ms": [
+                    _total_ms(ask, predictions.at(index, place).p95_s) for index in range(len(ask.menu.rungs))
+                ],
             }
-            for place, view in enumerate(views)
+            for place, load in enumerate(loads)
+            if predictions is not None
         ],
     }  # fmt: skip
 
 
-def _row(ask: Ask, index: int, row: Sequence[Candidate]) -> dict[str, Any]:
+def _row(ask: Ask, index: int, predictions: Predictions | None, loads: Sequence[ReplicaLoad]) -> dict[str, Any]:
     """One rung, at the replica where it would be finished first; without replicas nothing is predicted."""
     rung, length = ask.menu.rungs[index], ask.lengths[index]
     shown = PlanEntry(0, rung).to_dict()
     del shown["from_token"]
-    best = min(row, key=lambda one: one.prediction.p95_s, default=None)
     said: dict[str, Any] = {
         "rung": name_of(rung),
         **shown,
@@ -73,23 +73,25 @@ def _row(ask: Ask, index: int, row: Sequence[Candidate]) -> dict[str, Any]:
         "meets_slo": False,
         "replica": None,
     }
-    if best is None:
+    if predictions is None:
         return said
-    goal, prediction = ask.goal, best.prediction
+    goal, place = ask.goal, int(predictions.p95_s[index].argmin())
+    prediction = predictions.at(index, place)
+    smallest_ms = goal.latency_ms(predictions).item(index, place) + ask.extra_ms
     return {
         **said,
         "predicted_p50_ms": round(prediction.p50_s * 1e3 + ask.extra_ms, 1),
-        "predicted_p95_ms": _total_ms(ask, best),
+        "predicted_p95_ms": _total_ms(ask, prediction.p95_s),
         "predicted_ttft_p95_ms": round(prediction.first_text_p95_s * 1e3 + ask.extra_ms, 1),
         "accelerator_ms": round(prediction.accelerator_s * 1e3, 2),
-        "smallest_feasible_slo_ms": math.ceil((goal.latency_ms(prediction) + ask.extra_ms) * REFUSAL_MARGIN),
-        "meets_slo": any(goal_excess_ms(one.prediction, goal, ask.extra_ms) <= 0 for one in row),
-        "replica": best.view.load.replica,
+        "smallest_feasible_slo_ms": math.ceil(smallest_ms * REFUSAL_MARGIN),
+        "meets_slo": bool((goal.excess_ms(predictions, ask.extra_ms)[index] <= 0).any()),
+        "replica": loads[place].replica,
     }
 
 
-def _total_ms(ask: Ask, one: Candidate) -> float:
-    return round(one.prediction.p95_s * 1e3 + ask.extra_ms, 1)
+def _total_ms(ask: Ask, seconds: float) -> float:
+    return round(seconds * 1e3 + ask.extra_ms, 1)
 
 
 def _chosen(ask: Ask, planned: Planned) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
-from deployments.goal import Goal, goal_excess_ms
+import numpy as np
+
+from deployments.goal import Goal
 from deployments.menu import MOST_RUNGS, Menu, thinned
-from deployments.prediction import LoadView, Prediction, predict_on
+from deployments.prediction import LoadTable, Prediction, Predictions, predict_all
 from deployments.reason import plan_reason
 from engine.pace import SAFETY
 from engine.plan import Plan, Rung
@@ -22,6 +24,7 @@ from engine.plan import Plan, Rung
 if TYPE_CHECKING:
     from deployments.history import Length
     from deployments.load import ReplicaLoad
+    from deployments.prediction import Floats
 
 REFUSAL_MARGIN = 1.02
 """What `smallest_feasible_slo_ms` adds, so that asking again with it is accepted."""
@@ -89,64 +92,80 @@ class Refusal:
     field: str = "latency_slo_ms"
 
 
-class Candidate(NamedTuple):
-    """A rung (its place in the menu) at a replica, with what is predicted of it there."""
-
-    place: int
-    view: LoadView
-    prediction: Prediction
-
-
 def make_plan(ask: Ask, loads: Sequence[ReplicaLoad]) -> Planned | Refusal:
     """Chooses rung and replica. `loads`: one per replica that may be used; none = 503."""
     if not loads:
         return nothing_serves()
     goal, extra_ms = ask.goal, ask.extra_ms
-    views = [LoadView(load, timed=goal.bounded) for load in loads]
-    seen: list[Candidate] = []
+    predictions, expected = predictions_at(ask, loads)
+    in_time = goal.excess_ms(predictions, extra_ms) <= 0
     for group in ask.menu.groups:
-        candidates = [candidate(ask, index, view) for view in views for index in group]
-        in_time = [one for one in candidates if goal_excess_ms(one.prediction, goal, extra_ms) <= 0]
-        seen += candidates
-        if in_time:
-            return _planned(ask, in_time, seen, True)
+        if in_time[group.start : group.stop].any():
+            price_s = np.where(in_time, predictions.accelerator_s, np.inf)
+            return _planned(ask, loads, predictions, expected, group, price_s)
     if goal.on_infeasible == "reject":
-        return refuse(ask, views, seen)
+        return refuse(ask, loads, predictions)
     by_total = goal.latency_slo_ms is not None
-    fastest = min(seen, key=lambda one: one.prediction.p95_s if by_total else one.prediction.first_text_p95_s)
-    return _planned(ask, [one for one in seen if one.place == fastest.place], seen, False)
+    latest = predictions.p95_s if by_total else predictions.first_text_p95_s
+    fastest = int(latest.min(axis=1).argmin())
+    group = range(fastest, fastest + 1)
+    return _planned(ask, loads, predictions, expected, group, predictions.accelerator_s, in_time=False)
 
 
 def nothing_serves() -> Refusal:
     return Refusal(503, "no replica is ready; try again later", None, 5)
 
 
-def candidate(ask: Ask, index: int, view: LoadView) -> Candidate:
-    """What is predicted of one rung at one replica; experience applied where it is no question of a deadline."""
-    shape, length = ask.menu.shapes[index], ask.lengths[index]
-    cached = ask.cached.get(view.load.replica, 0) if ask.cached else 0
-    prediction = predict_on(view, shape, ask.prompt_tokens, cached, length.median, length.reckoned)
-    scale = 1.0 if ask.goal.bounded or not ask.scales else ask.scales.get(shape.mode, 1.0)
-    if scale != 1.0:
-        prediction = prediction._replace(
-            p95_s=prediction.p95_s * scale, first_text_p95_s=prediction.first_text_p95_s * scale
-        )
-    return Candidate(index, view, prediction)
+def predictions_at(ask: Ask, loads: Sequence[ReplicaLoad]) -> tuple[Predictions, Predictions]:
+    """What is predicted of every rung at every replica: what can be promised, and how long it will take.
+
+    They differ for a request with a deadline: what has none makes room for it (`engine/pace.py`), but fills forwards up
+    to what that deadline allows. Experience is applied where it is no question of a deadline.
+    """
+    goal, count = ask.goal, len(loads)
+    scales = np.array([[ask.scales.get(mode, 1.0)] for mode in ask.menu.table.modes])
+    if not goal.bounded:
+        plain = _predicted(ask, LoadTable(loads))
+        expected = plain._replace(p95_s=plain.p95_s * scales, first_text_p95_s=plain.first_text_p95_s * scales)
+        return expected, expected
+    both = _predicted(ask, LoadTable(loads, loads))
+    crowded, alone = both.of_replicas(slice(0, count)), both.of_replicas(slice(count, None))
+    if goal.latency_slo_ms is None:
+        return alone, alone
+    room_s = max(0.0, goal.latency_slo_ms - ask.extra_ms) / 1e3 / SAFETY
+    p50_s, p95_s = (np.maximum(alone[place], np.minimum(crowded[place], room_s)) for place in (0, 1))
+    return alone, alone._replace(p50_s=p50_s, p95_s=p95_s * scales)
 
 
-def _planned(ask: Ask, usable: Sequence[Candidate], seen: Sequence[Candidate], in_time: bool) -> Planned:
-    """The plan among candidates of one quality: the cheapest rung of each replica, where that is finished first."""
-    lead_at: dict[str, Candidate] = {}
-    for one in usable:
-        name = one.view.load.replica
-        if name not in lead_at or one.prediction.accelerator_s < lead_at[name].prediction.accelerator_s:
-            lead_at[name] = one
-    ranked = sorted(lead_at.values(), key=lambda one: (expected(ask, one).p95_s, one.view.load.queue_s))
-    lead = ranked[0]
-    here = lead.view.load.replica
-    ladder, start = ladder_from(ask.menu, lead.place, in_time)
-    length = ask.lengths[lead.place]
-    prediction = expected(ask, lead)
+def _predicted(ask: Ask, table: LoadTable) -> Predictions:
+    cached = [ask.cached.get(load.replica, 0) for load in (*table.loads, *table.timed)]
+    lengths = ask.lengths
+    medians, reckoned = [length.median for length in lengths], [length.reckoned for length in lengths]
+    return predict_all(ask.menu.table, table, ask.prompt_tokens, cached, medians, reckoned)
+
+
+def _planned(
+    ask: Ask,
+    loads: Sequence[ReplicaLoad],
+    predictions: Predictions,
+    expected: Predictions,
+    group: range,
+    price_s: Floats,
+    in_time: bool = True,
+) -> Planned:
+    """The plan among rungs of one quality: the cheapest of them at each replica, at the one where that is done first.
+
+    Args:
+        predictions, expected: as of `predictions_at`.
+        price_s: accelerator seconds `[rungs, replicas]`, inf where a rung is out of the question.
+    """
+    cheapest = price_s[group.start : group.stop].argmin(axis=0) + group.start
+    usable = [place for place, rung in enumerate(cheapest.tolist()) if price_s[rung, place] < np.inf]
+    ranked = sorted(usable, key=lambda place: (expected.p95_s[cheapest[place], place], loads[place].queue_s))
+    here, lead = ranked[0], int(cheapest[ranked[0]])
+    ladder, start = ladder_from(ask.menu, lead, in_time)
+    length = ask.lengths[lead]
+    prediction = expected.at(lead, here)
     predicted_ms = prediction.p95_s * 1e3 + ask.extra_ms
     plan = Plan(
         ladder=ladder,
@@ -155,26 +174,10 @@ def _planned(ask: Ask, usable: Sequence[Candidate], seen: Sequence[Candidate], i
         slo_ms=ask.goal.latency_slo_ms,
         expected_tokens=length.reckoned,
         weight=ask.weight,
-        reason=plan_reason(ask, lead, seen, ladder, predicted_ms, in_time),
+        reason=plan_reason(ask, lead, predictions, ladder, predicted_ms, in_time),
     )
-    cached = ask.cached.get(here, 0)
-    return Planned(plan, tuple(one.view.load.replica for one in ranked), prediction, length, cached)
-
-
-def expected(ask: Ask, lead: Candidate) -> Prediction:
-    """How long the lead will take: with everybody there, as far as the engine lets them ride along.
-
-    What has no deadline fills forwards only up to what the request's own allows (`engine/pace.py`).
-    """
-    slo_ms = ask.goal.latency_slo_ms
-    if slo_ms is None:
-        return lead.prediction
-    room_s = max(0.0, slo_ms - ask.extra_ms) / 1e3 / SAFETY
-    crowded = candidate(ask, lead.place, LoadView(lead.view.load)).prediction
-    alone = lead.prediction
-    p50_s = max(alone.p50_s, min(crowded.p50_s, room_s))
-    scale = ask.scales.get(ask.menu.shapes[lead.place].mode, 1.0) if ask.scales else 1.0
-    return alone._replace(p50_s=p50_s, p95_s=max(alone.p95_s, min(crowded.p95_s, room_s)) * scale)
+    names = tuple(loads[place].replica for place in ranked)
+    return Planned(plan, names, prediction, length, ask.cached.get(names[0], 0))
 
 
 def ladder_from(menu: Menu, lead: int, in_time: bool) -> tuple[tuple[Rung, ...], int]:
@@ -196,45 +199,37 @@ def ladder_from(menu: Menu, lead: int, in_time: bool) -> tuple[tuple[Rung, ...],
     return (*(menu.rungs[index] for index in top), *rest), top.index(lead)
 
 
-def refuse(ask: Ask, views: Sequence[LoadView], seen: Sequence[Candidate]) -> Refusal:
+def refuse(ask: Ask, loads: Sequence[ReplicaLoad], predictions: Predictions) -> Refusal:
     """400 when an idle replica could not do it either, else 429 with the time until it could.
 
     Args:
-        seen: all candidates, none of them in time.
+        predictions: none of them in time.
     """
     goal = ask.goal
-    field, smallest = smallest_feasible(ask, seen)
+    field, smallest = smallest_feasible(ask, predictions)
     asked = goal.ttft_slo_ms if field == "ttft_slo_ms" else goal.latency_slo_ms
-    idle = [LoadView(view.load.idle()) for view in views]
-    fresh = replace(ask, scales={})
-    feasible_idle = any(
-        goal_excess_ms(candidate(fresh, index, view).prediction, goal, ask.idle_extra_ms) <= 0
-        for view in idle
-        for index in range(len(ask.menu.rungs))
-    )
-    if not feasible_idle:
+    busy = any(load.sequences or load.queue_s for load in loads)
+    idle = _predicted(ask, LoadTable([load.idle() for load in loads]))
+    if not busy or not (goal.excess_ms(idle, ask.idle_extra_ms) <= 0).any():
         message = f"{field} is {asked:g}, which not even an idle replica could meet; allowed: at least {smallest}"
         return Refusal(400, message, smallest, None, field)
-    wait_s = max(1, math.ceil(min(view.queue_s for view in views)))
+    wait_s = max(1, math.ceil(min(load.timed_s for load in loads)))
     message = (
         f"{field} is {asked:g}, which cannot be met under the present load; allowed now: at least {smallest}, or later"
     )
     return Refusal(429, message, smallest, wait_s, field)
 
 
-def smallest_feasible(ask: Ask, seen: Sequence[Candidate]) -> tuple[str, int]:
+def smallest_feasible(ask: Ask, predictions: Predictions) -> tuple[str, int]:
     """The bound that stands in the way, and the least that it would have to be, milliseconds."""
     goal, extra_ms = ask.goal, ask.extra_ms
-
-    def first_ms(one: Candidate) -> float:
-        return goal.first_text_ms(one.prediction) + extra_ms
-
-    def total_ms(one: Candidate) -> float:
-        return goal.latency_ms(one.prediction) + extra_ms
-
+    first_ms = goal.first_text_ms(predictions) + extra_ms
+    total_ms = goal.latency_ms(predictions) + extra_ms
     first_slo, slo = goal.ttft_slo_ms, goal.latency_slo_ms
-    finish_in_time = [one for one in seen if slo is None or total_ms(one) <= slo]
-    if first_slo is not None and finish_in_time:
-        return "ttft_slo_ms", math.ceil(min(map(first_ms, finish_in_time)) * REFUSAL_MARGIN)
-    start_in_time = [one for one in seen if first_slo is None or first_ms(one) <= first_slo]
-    return "latency_slo_ms", math.ceil(min(map(total_ms, start_in_time or seen)) * REFUSAL_MARGIN)
+    if first_slo is not None:
+        finish_in_time = first_ms if slo is None else first_ms[total_ms <= slo]
+        if finish_in_time.size:
+            return "ttft_slo_ms", math.ceil(finish_in_time.min() * REFUSAL_MARGIN)
+        start_in_time = total_ms[first_ms <= first_slo]
+        total_ms = start_in_time if start_in_time.size else total_ms
+    return "latency_slo_ms", math.ceil(total_ms.min() * REFUSAL_MARGIN)

@@ -15,8 +15,7 @@ from deployments.job import Job
 from deployments.menu import Menus
 from deployments.openai_types import COMPLETION_MAX_TOKENS, ApiRequest, ChatCompletionRequest, CompletionRequest
 from deployments.plan_answer import plan_answer
-from deployments.planner import REFUSAL_MARGIN, Ask, Planned, Refusal, candidate, make_plan, smallest_feasible
-from deployments.prediction import LoadView
+from deployments.planner import REFUSAL_MARGIN, Ask, Planned, Refusal, make_plan, predictions_at, smallest_feasible
 from deployments.prefix_memory import PREFIXES, chain
 from deployments.quality import read_quality_map
 from deployments.reported_plan import rungs_used
@@ -119,12 +118,12 @@ class Planning:
             menu=menu,
             goal=goal,
             prompt_tokens=prompt_tokens,
-            lengths=tuple(self._length(job.options, prompt_tokens, job.tier.name, shape.name) for shape in menu.shapes),
+            lengths=tuple(self._length(job.options, prompt_tokens, job.tier.name, name) for name in menu.table.names),
             qualities=tuple(self.quality.expected_quality(rung, job.options.temperature) for rung in menu.rungs),
             extra_ms=overhead_ms + elapsed_ms,
             idle_extra_ms=min(self.idle_overhead_ms.value, overhead_ms + elapsed_ms),
             cached={replica: page * pages for replica, pages in PREFIXES.cached_pages(job.page_keys).items()},
-            scales={shape.mode: self.calibration.scale(shape.mode) for shape in menu.shapes},
+            scales={mode: self.calibration.scale(mode) for mode in menu.table.modes},
             weight=job.weight,
         )
 
@@ -154,9 +153,7 @@ class Planning:
         if earliest_ms is not None:
             smallest = (earliest_ms + ask.extra_ms) * REFUSAL_MARGIN
         else:
-            views = [LoadView(load, timed=job.goal.bounded) for load in loads]
-            every = [candidate(ask, place, view) for view in views for place in range(len(ask.menu.rungs))]
-            field, smallest = smallest_feasible(ask, every)
+            field, smallest = smallest_feasible(ask, predictions_at(ask, loads)[0])
         asked_ms = goal.ttft_slo_ms if field == "ttft_slo_ms" else goal.latency_slo_ms
         offered_ms = math.ceil(max(smallest, REFUSAL_MARGIN * (asked_ms or 0.0)))
         message = (

@@ -1,4 +1,4 @@
-"""How long a request will take on a replica: pure functions of a rung, lengths and a load.
+"""How long a request will take: pure functions of rungs, lengths and loads, for all rungs at all replicas at once.
 
 A forward costs what `engine/cost_model.py` says, as each replica has fitted it. A request on a rung needs output /
 tokens-per-forward of them. Others ride in the same forwards, so they make each one longer, and some are in front of
@@ -10,11 +10,13 @@ exp(hypot(ln length ratio, ln machine ratio)): their logarithms add as independe
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from deployments.history import PRIOR_TAIL
 from engine.pace import SAFETY
@@ -22,6 +24,11 @@ from engine.plan import Rung
 
 if TYPE_CHECKING:
     from deployments.load import ReplicaLoad
+
+Floats = NDArray[np.float64]
+
+UNKNOWN = 1e-12
+"""Tokens per forward of which nothing is known: so few that the most forwards possible are what counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,154 +63,170 @@ class Prediction(NamedTuple):
     accelerator_s: float
 
 
-class Shape:
-    """What of a rung enters a prediction, worked out once.
+class Predictions(NamedTuple):
+    """A `Prediction` for every rung at every replica: arrays `[rungs, replicas]`."""
+
+    p50_s: Floats
+    p95_s: Floats
+    kept_s: Floats
+    first_text_p95_s: Floats
+    first_text_kept_s: Floats
+    accelerator_s: Floats
+
+    def at(self, rung: int, replica: int) -> Prediction:
+        return Prediction(*(values.item(rung, replica) for values in self))
+
+    def of_replicas(self, replicas: slice) -> Predictions:
+        return Predictions(*(values[:, replicas] for values in self))
+
+
+class RungTable:
+    """What of some rungs enters a prediction, as columns `[rungs, 1]`, worked out once.
 
     Attributes:
-        name: of its policy, as replicas name what they measured. mode: its decoding's name.
+        names: of their policies, as replicas name what they measured. modes: their decodings' names.
         fixed: whether the number of forwards follows from the budget alone.
+        first_forwards: after the prompt up to the first text, at most: a diffusion block, or the prompt's own token.
     """
 
-    __slots__ = ("_by_token", "_calibrated", "_least", "_steps", "diffusion", "fixed", "length", "mode", "name", "rung")
-
-    def __init__(self, rung: Rung) -> None:
-        self.rung = rung
-        self.name = policy_name(rung)
-        self.mode = rung.decoding.value
-        self.diffusion = rung.is_diffusion
-        self.length = rung.block_length
-        unaudited = rung.audit in ("off", "score")
+    def __init__(self, rungs: Sequence[Rung]) -> None:
+        self.names = [policy_name(rung) for rung in rungs]
+        self.modes = [rung.decoding.value for rung in rungs]
+        single = np.array([rung.block_length == 1 for rung in rungs])
+        unaudited = np.array([rung.audit in ("off", "score") for rung in rungs])
+        diffusion = np.array([rung.is_diffusion for rung in rungs])
+        self.length = _column(rung.block_length for rung in rungs)
+        self._steps = _column(rung.most_forwards_per_block for rung in rungs)
         # A round settles at least a token where an audit may cut it, else the whole block, in at most K + 1 forwards.
-        self._by_token = not unaudited
-        self._steps = rung.most_forwards_per_block
-        self._calibrated = rung.expected_tokens_per_forward
-        self._least = rung.least_tokens_per_forward
-        self.fixed = self.length == 1 or (rung.is_diffusion and rung.threshold is None and unaudited)
+        self._settled = np.where((unaudited & ~single)[:, None], self.length, 1.0)
+        self._calibrated = _column(rung.expected_tokens_per_forward or 0.0 for rung in rungs)
+        self._least = _column(rung.least_tokens_per_forward for rung in rungs)
+        early = np.array([rung.threshold is not None for rung in rungs])
+        self.fixed: NDArray[np.bool_] = (single | (diffusion & ~early & unaudited))[:, None]
+        self.first_forwards: Floats = np.where(diffusion[:, None], self._steps, 0.0)
+        self._rest = np.where(single[:, None], 0.0, 0.5 * self.length)
 
-    def most_forwards(self, output_tokens: int) -> int:
-        """Forwards after the prompt that the rung cannot exceed."""
-        if self.length == 1:
-            return output_tokens
-        rounds = output_tokens if self._by_token else -(-output_tokens // self.length)
+    def most_forwards(self, output_tokens: Floats) -> Floats:
+        """Forwards after the prompt that the rungs cannot exceed."""
+        rounds: Floats = np.ceil(output_tokens / self._settled)
         return rounds * self._steps
 
-    def forwards(self, output_tokens: int, measured: Mapping[str, float]) -> float:
-        """Forwards after the prompt, from calibrated and measured tokens per forward, within what is possible."""
-        most = float(self.most_forwards(output_tokens))
-        if self.fixed:
-            return most
-        rate = self.tokens_per_forward(measured)
-        return min(most, max(1.0, output_tokens / rate)) if rate else most
+    def rates(self, measured: Sequence[Mapping[str, float]]) -> Floats:
+        """Tokens per forward, calibrated and measured, `[rungs, replicas]`; 0 where they are neither."""
+        if not any(measured):
+            return np.broadcast_to(self._calibrated, (len(self.names), len(measured)))
+        seen = np.array([[values.get(name, 0.0) for values in measured] for name in self.names])
+        both: Floats = np.where(self._calibrated > 0, (self._calibrated + seen) / 2, seen)
+        return np.where(seen > 0, both, self._calibrated)
 
-    def tokens_per_forward(self, measured: Mapping[str, float]) -> float | None:
-        """Calibrated and measured; None where it is neither."""
-        calibrated, seen = self._calibrated, measured.get(self.name)
-        if calibrated and seen:
-            return (calibrated + seen) / 2
-        return calibrated or seen
+    def forwards(self, output_tokens: Floats, rates: Floats) -> Floats:
+        """Forwards after the prompt, from what `rates` returned, within what is possible."""
+        known: Floats = np.where(self.fixed, UNKNOWN, np.maximum(rates, UNKNOWN))
+        forwards: Floats = np.minimum(self.most_forwards(output_tokens), np.maximum(1.0, output_tokens / known))
+        return forwards
 
-    def admitted_forwards(self, output_tokens: int, measured: Mapping[str, float]) -> float:
+    def admitted_forwards(self, output_tokens: Floats, rates: Floats) -> Floats:
         """Forwards after the prompt as the engine's admission reckons them: with half of a last block for nothing."""
-        rate = self.tokens_per_forward(measured) or self._least
-        rest = 0.5 * self.length if self.length > 1 else 0.0
-        return max(1.0, (output_tokens + rest) / rate)
-
-    @property
-    def first_forwards(self) -> float:
-        """Forwards after the prompt up to the first text, at most: a diffusion block, or the prompt's own token."""
-        return float(self._steps) if self.diffusion else 0.0
+        known: Floats = np.where(rates > 0, rates, self._least)
+        forwards: Floats = np.maximum(1.0, (output_tokens + self._rest) / known)
+        return forwards
 
 
-class LoadView:
-    """A load with everything worked out that does not depend on the request."""
+class LoadTable:
+    """What of some replicas' loads enters a prediction, as arrays `[replicas]`.
 
-    __slots__ = (
-        "base_s", "chunk", "context_s", "cost", "entry_s", "load", "machine", "measured", "others_s", "queue_s",
-        "slots", "tails", "token_s", "wait_s",
-    )  # fmt: skip
+    Attributes:
+        loads: those that any request meets. timed: those after them, as a request with a deadline meets them, for which
+            those without one make room.
+    """
 
-    def __init__(self, load: ReplicaLoad, timed: bool = False) -> None:
-        """`timed`: as a request with a deadline meets it, for which those without one make room."""
-        cost = self.cost = load.cost
-        self.load = load
-        self.base_s = cost.base_s + cost.per_sequence_s
-        self.token_s = cost.per_token_s
-        self.context_s = cost.per_context_s
-        self.others_s = load.timed_others_s if timed else load.others_s
-        self.queue_s = load.timed_s if timed else load.queue_s
-        self.entry_s = min(cost.base_s + load.others_s, load.queue_s) if load.sequences else 0.0
-        self.slots = load.slots
-        queued = load.waiting and not timed
-        self.wait_s = load.queue_s * load.waiting / (load.waiting + load.running) if queued else 0.0
-        self.chunk = load.prefill_chunk
+    def __init__(self, loads: Sequence[ReplicaLoad], timed: Sequence[ReplicaLoad] = ()) -> None:
+        self.loads = loads
+        self.timed = timed
+        rows = [*(_load_row(load, False) for load in loads), *(_load_row(load, True) for load in timed)]
+        (
+            self.base_s, self.token_s, self.context_s, self.others_s, self.queue_s, self.entry_s, self.slots,
+            self.wait_s, self.chunk, self.machine,
+        ) = np.array(rows).T  # fmt: skip
         # What was learned of latencies is what the engine's scheduling made of them; whether a deadline can be kept is
         # reckoned as the engine will reckon it.
-        self.tails = {} if timed else load.latency_tail
-        self.machine = load.tail_ratio - 1.0
-        self.measured = load.tokens_per_forward
+        self.tails: list[Mapping[str, float]] = [*(load.latency_tail for load in loads), *({} for _ in timed)]
+        self.measured = [load.tokens_per_forward for load in (*loads, *timed)]
+
+    def tails_of(self, rungs: RungTable) -> Floats:
+        """p95 of actual over predicted latency by the rungs' modes, `[rungs, replicas]`."""
+        by_mode = {mode: [tail.get(mode, PRIOR_TAIL) for tail in self.tails] for mode in set(rungs.modes)}
+        return np.array([by_mode[mode] for mode in rungs.modes])
 
 
-def predict_on(
-    view: LoadView, shape: Shape, prompt_tokens: int, cached_tokens: int, median_tokens: int, reckoned_tokens: int
-) -> Prediction:
-    """Latency of a request on one rung at one replica; tokens as in `Size`."""
-    length, base_s, token_s = shape.length, view.base_s, view.token_s
-    unread = prompt_tokens - cached_tokens
-    if unread < 1:
-        unread = 1
-    chunks = -(-unread // view.chunk)
-    prompt_s = chunks * base_s + token_s * unread
-    own_s = base_s + token_s * length + view.context_s * prompt_tokens
-    half_context_s = view.context_s / 2
-    others_s, wait_s, queue_s = view.others_s, view.wait_s, view.queue_s
-    forwards = shape.forwards(median_tokens, view.measured)
-    own_median_s = own_s + half_context_s * median_tokens
+def predict_all(
+    rungs: RungTable,
+    loads: LoadTable,
+    prompt_tokens: int,
+    cached_tokens: Sequence[int],
+    median_tokens: Sequence[int],
+    reckoned_tokens: Sequence[int],
+) -> Predictions:
+    """Latency of a request on every rung at every replica; tokens as in `Size`.
+
+    Args:
+        cached_tokens: by replica. median_tokens, reckoned_tokens: by rung.
+    """
+    base_s, token_s, context_s, others_s = loads.base_s, loads.token_s, loads.context_s, loads.others_s
+    entry_s, wait_s, queue_s, slots = loads.entry_s, loads.wait_s, loads.queue_s, loads.slots
+    median, reckoned = _column(median_tokens), _column(reckoned_tokens)
+    unread = np.maximum(1.0, prompt_tokens - np.array(cached_tokens, dtype=np.float64))
+    chunks = np.ceil(unread / loads.chunk)
+    read_s = token_s * unread
+    prompt_s = chunks * base_s + read_s
+    own_s = base_s + token_s * rungs.length + context_s * prompt_tokens
+    rates = rungs.rates(loads.measured)
+    forwards = rungs.forwards(median, rates)
+    median_forward_s = own_s + context_s / 2 * median
+
+    def together_s(count: Floats, forward_s: Floats) -> Floats:
+        """So many forwards after the prompt, with what others make of them."""
+        seconds: Floats = prompt_s + count * forward_s + np.minimum(wait_s + others_s * (count + chunks), queue_s)
+        return seconds
+
     # A newcomer waits for the forward that is under way, half of it on average.
-    entry_s = view.entry_s
-    p50_s = entry_s / 2 + prompt_s + forwards * own_median_s + min(wait_s + others_s * (forwards + chunks), queue_s)
-    tail = view.tails.get(shape.mode, PRIOR_TAIL)
+    ridden_s = together_s(forwards, median_forward_s)
     # One forward's tail averages out over many; a mode's own spread does not.
-    machine = max(tail, 1.0 + view.machine / math.sqrt(forwards + chunks))
-    if reckoned_tokens == median_tokens:
-        p95_s = entry_s + (p50_s - entry_s / 2) * machine
-    else:
-        more = shape.forwards(reckoned_tokens, view.measured)
-        long_s = prompt_s + more * (own_s + half_context_s * reckoned_tokens)
-        long_s += min(wait_s + others_s * (more + chunks), queue_s)
-        spread = math.hypot(math.log(max(long_s / (p50_s - entry_s / 2), 1.0)), math.log(machine))
-        p95_s = entry_s + (p50_s - entry_s / 2) * math.exp(spread)
-    first = min(forwards, shape.first_forwards)
-    first_s = entry_s + prompt_s + first * own_s + min(wait_s + others_s * (first + chunks), queue_s)
-    first_tail = max(tail, 1.0 + view.machine / math.sqrt(first + chunks))
-    slots = view.slots
-    read = min(unread, view.chunk)
+    tails = loads.tails_of(rungs)
+    machine = np.maximum(tails, 1.0 + loads.machine / np.sqrt(forwards + chunks))
+    longest_forward_s = own_s + context_s / 2 * reckoned
+    long_s = together_s(rungs.forwards(reckoned, rates), longest_forward_s)
+    spread = np.hypot(np.log(np.maximum(long_s / ridden_s, 1.0)), np.log(machine))
+    p95_s = entry_s + ridden_s * np.exp(spread)
+    first = np.minimum(forwards, rungs.first_forwards)
+    first_s = entry_s + together_s(first, own_s)
+    first_tails = np.maximum(tails, 1.0 + loads.machine / np.sqrt(first + chunks))
+    read = np.minimum(unread, loads.chunk)
     accelerator_s = (prompt_s + chunks * others_s) * read / (slots + read)
-    accelerator_s += forwards * (own_median_s + others_s) * length / (slots + length)
+    accelerator_s = accelerator_s + forwards * (median_forward_s + others_s) * rungs.length / (slots + rungs.length)
     # As the engine reckons: everybody rides along, forwards of one length, the prompt's chunks among them.
-    kept = shape.admitted_forwards(reckoned_tokens, view.measured)
-    forward_s = own_s + half_context_s * reckoned_tokens + others_s
-    kept_s = SAFETY * ((kept + chunks) * forward_s + token_s * unread)
-    first_kept_s = SAFETY * (max(first, 1.0) + chunks) * (forward_s + token_s * unread / (kept + chunks))
-    first_kept_s += token_s * unread
-    first_p95_s = min(first_s * first_tail, p95_s)
-    return Prediction(p50_s, p95_s, kept_s, first_p95_s, first_kept_s, accelerator_s)
+    kept = rungs.admitted_forwards(reckoned, rates) + chunks
+    forward_s = longest_forward_s + others_s
+    return Predictions(
+        p50_s=entry_s / 2 + ridden_s,
+        p95_s=p95_s,
+        kept_s=SAFETY * (kept * forward_s + read_s),
+        first_text_p95_s=np.minimum(first_s * first_tails, p95_s),
+        first_text_kept_s=SAFETY * (np.maximum(first, 1.0) + chunks) * (forward_s + read_s / kept) + read_s,
+        accelerator_s=accelerator_s,
+    )
 
 
 def predict(rung: Rung, size: Size, load: ReplicaLoad) -> Prediction:
     """Latency of a request of `size` on `rung` at a replica with `load`."""
     median = size.output_tokens if size.median_tokens is None else size.median_tokens
-    view = LoadView(load)
-    return predict_on(view, shape_of(rung), size.prompt_tokens, size.cached_tokens, median, size.output_tokens)
+    loads, cached = LoadTable([load]), [size.cached_tokens]
+    return predict_all(_table_of(rung), loads, size.prompt_tokens, cached, [median], [size.output_tokens]).at(0, 0)
 
 
 def most_forwards(rung: Rung, output_tokens: int) -> int:
     """Forwards after the prompt that a rung cannot exceed: a round settles at least a token, a block at most K + 1."""
-    return shape_of(rung).most_forwards(output_tokens)
-
-
-def expected_forwards(rung: Rung, output_tokens: int, measured: Mapping[str, float]) -> float:
-    """Forwards after the prompt, from calibrated and measured tokens per forward, within what is possible."""
-    return shape_of(rung).forwards(output_tokens, measured)
+    return int(_table_of(rung).most_forwards(np.array(float(output_tokens))).item())
 
 
 def policy_name(rung: Rung) -> str:
@@ -212,5 +235,28 @@ def policy_name(rung: Rung) -> str:
 
 
 @lru_cache(maxsize=4096)
-def shape_of(rung: Rung) -> Shape:
-    return Shape(rung)
+def _table_of(rung: Rung) -> RungTable:
+    return RungTable((rung,))
+
+
+def _load_row(load: ReplicaLoad, timed: bool) -> tuple[float, ...]:
+    """The numbers of a load, in the order of `LoadTable`'s attributes."""
+    cost = load.cost
+    everybody_s = load.others_s
+    queued = load.waiting and not timed
+    return (
+        cost.base_s + cost.per_sequence_s,
+        cost.per_token_s,
+        cost.per_context_s,
+        load.timed_others_s if timed else everybody_s,
+        load.timed_s if timed else load.queue_s,
+        min(cost.base_s + everybody_s, load.queue_s) if load.sequences else 0.0,
+        load.slots,
+        load.queue_s * load.waiting / (load.waiting + load.running) if queued else 0.0,
+        load.prefill_chunk,
+        load.tail_ratio - 1.0,
+    )
+
+
+def _column(values: Iterable[float]) -> Floats:
+    return np.array([*values], dtype=np.float64)[:, None]

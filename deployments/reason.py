@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deployments.goal import Goal
-    from deployments.planner import Ask, Candidate
+    from deployments.planner import Ask
+    from deployments.prediction import Predictions
     from engine.plan import Rung
 
 
@@ -24,17 +25,17 @@ def name_of(rung: Rung) -> str:
 
 
 def plan_reason(
-    ask: Ask, lead: Candidate, seen: Sequence[Candidate], ladder: Sequence[Rung], predicted_ms: float, in_time: bool
+    ask: Ask, lead: int, predictions: Predictions, ladder: Sequence[Rung], predicted_ms: float, in_time: bool
 ) -> str:
     """The rung, its predicted p95 and quality, and which bound kept better ones out.
 
     Args:
-        seen: every candidate that was looked at, better ones than the lead included.
+        lead: the rung, by its place in the menu.
     """
     goal, menu = ask.goal, ask.menu
-    what, known = name_of(menu.rungs[lead.place]), ask.qualities[lead.place]
+    what, known = name_of(menu.rungs[lead]), ask.qualities[lead]
     quality = "" if known is None else f" (expected quality {known:.2f})"
-    length = f"; length: {ask.lengths[lead.place].source}"
+    length = f"; length: {ask.lengths[lead].source}"
     if not in_time:
         text = f"{what}{quality}, the fastest allowed: predicted p95 {predicted_ms:.0f} ms, so no rung meets the SLO of"
         return f"{text} {_slo(goal)}{length}"
@@ -44,15 +45,16 @@ def plan_reason(
     others = f", with {len(ladder) - 1} more rungs for the engine" if len(ladder) > 1 else ""
     if not goal.bounded:
         return f"{what}{quality}: the cheapest of the best quality under the present load{others}; no SLO was stated"
-    better = [one for one in seen if one.place < menu.groups[_group_of(ask, lead.place)][0]]
+    # The one that was looked at before, at the replica where it would be done first.
+    nearest = next(group for group in menu.groups if lead in group).start - 1
     kept_out = ""
-    if better:
-        nearest = min(better, key=lambda one: (-one.place, one.prediction.p95_s))
-        late_ms = goal.latency_ms(nearest.prediction) + ask.extra_ms
+    if nearest >= 0:
+        place = predictions.p95_s[nearest].argmin()
+        late_ms = goal.latency_ms(predictions)[nearest, place] + ask.extra_ms
         bound = "latency_slo_ms"
         if goal.latency_slo_ms is None or late_ms <= goal.latency_slo_ms:
-            late_ms, bound = goal.first_text_ms(nearest.prediction) + ask.extra_ms, "ttft_slo_ms"
-        kept_out = f"; {name_of(menu.rungs[nearest.place])} would need {late_ms:.0f} ms, more than {bound} allows"
+            late_ms, bound = goal.first_text_ms(predictions)[nearest, place] + ask.extra_ms, "ttft_slo_ms"
+        kept_out = f"; {name_of(menu.rungs[nearest])} would need {late_ms:.0f} ms, more than {bound} allows"
     text = f"{what}{quality} is the best quality whose predicted p95 of {predicted_ms:.0f} ms meets {_slo(goal)}"
     return f"{text}{others}{kept_out}{length}"
 
@@ -64,10 +66,6 @@ def moved_reason(first: Rung, used: Sequence[Rung]) -> str:
         return ""
     stayed = any(rung.policy() == first.policy() for rung in used)
     return f"; the engine {'also ' if stayed else ''}used {' and '.join(others)}{'' if stayed else ' instead'}"
-
-
-def _group_of(ask: Ask, index: int) -> int:
-    return next(place for place, group in enumerate(ask.menu.groups) if index in group)
 
 
 def _slo(goal: Goal) -> str:

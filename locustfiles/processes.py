@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import re
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
@@ -115,15 +112,3 @@ def name_of(process: psutil.Process) -> str:
 def role_of(name: str) -> str:
     """The role in a process name: what is left without its id."""
     return re.sub(r" \d+$", "", name)
-
-
-def own_machine() -> dict[str, object]:
-    """What a run was measured on, without importing torch."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_average": [round(value, 2) for value in os.getloadavg()],
-    }

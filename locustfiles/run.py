@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from argparse import Namespace
@@ -26,8 +27,9 @@ import gevent
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
+from engine.machine import machine
 from locustfiles.cluster_metrics import ClusterSample, read_sample
-from locustfiles.processes import CpuMeter, own_machine
+from locustfiles.processes import CpuMeter
 from locustfiles.record import Record, write_records
 from locustfiles.refusal_cost import INFEASIBLE_SLO_MS, RefusalCost, refusal_cost
 from locustfiles.report import files
@@ -78,7 +80,7 @@ class Run:
         self._helpers: list[gevent.Greenlet] = []
         self._cpu = CpuMeter(environment.host)
         self._started_at = datetime.now(UTC)
-        self._machine = own_machine()
+        self._load_at_start = os.getloadavg()[0]
 
     @property
     def now_s(self) -> float:
@@ -150,7 +152,8 @@ class Run:
             "end_s": end_s,
             "at_once": self.schedule.at_once,
             "arrivals": self.schedule.notes,
-            "machine": {**self._machine, "load_average_at_end": own_machine()["load_average"]},
+            "machine": machine(),
+            "load_average": {"start": round(self._load_at_start, 2), "end": round(os.getloadavg()[0], 2)},
             "cpu_problem": self._cpu.problem,
             "refusals": None if self.refusals is None else asdict(self.refusals),
         }

@@ -11,9 +11,9 @@ from typing import Any
 from engine.calibration.bootstrap import Interval, linear_fit
 from engine.calibration.cells import Split, describe, linear_block
 from engine.calibration.frontier import Choice
-from engine.calibration.machine import machine
 from engine.calibration.prompts import METRICS, Metric
 from engine.checkpoint.identity import IDENTITY_FIELD
+from engine.machine import machine
 from engine.plan import Rung
 
 CURVE_FILE = "quality.json"

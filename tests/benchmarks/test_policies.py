@@ -7,12 +7,12 @@ from time import perf_counter
 
 import pytest
 
+from benchmarks.command import CHECKPOINT
 from benchmarks.policies import Admitted, ByDeadline, ByLoad, Fixed, Refused, Served, fastest_by_load
 from benchmarks.policy_run import Outcome, closed_loop, in_loop, new_engine, open_loop
 from benchmarks.promise_setup import tokenizer_of
 from benchmarks.promise_trace import Arrival, Idle, Request, Slos, requests_of
 from benchmarks.stepdial_policy import Stepdial
-from benchmarks.workload import CHECKPOINT
 from engine.engine import Engine
 from engine.events import Finished, Report
 from engine.plan import AR, Plan, diffusion, self_speculation

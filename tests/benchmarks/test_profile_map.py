@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.command import CHECKPOINT
 from benchmarks.profile_map import OUTPUT_CLASSES, PROMPT_CLASSES, MapCell, cells_of, class_of, row_of
 from benchmarks.profile_plot import plot
-from benchmarks.workload import CHECKPOINT
 from engine.checkpoint.tokenizer import Tokenizer
 
 LOSSY = {"ar": False, "self-speculation 32": False, "self-speculation 8": False, "diffusion 32 K2": True}

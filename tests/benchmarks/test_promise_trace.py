@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.command import CHECKPOINT
 from benchmarks.promise_trace import Idle, Slos, idle_of, length_class, requests_of, trace
-from benchmarks.workload import CHECKPOINT
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.events import Report
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.command import CHECKPOINT
 from benchmarks.policy_run import new_engine
 from benchmarks.scheduler_overhead import INSIDE, PARTS, DrawnExecutor, drawn, judge
-from benchmarks.workload import CHECKPOINT
 from engine.batch import Segment
 from engine.cost_model import ForwardCost
 from engine.engine import Engine

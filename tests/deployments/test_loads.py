@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deployments.history import OutputLengths, Quantile
 from deployments.load import LoadMeter, ReplicaLoad
 from deployments.load_board import LoadBoard
-from deployments.prediction import expected_forwards
+from deployments.prediction import RungTable
 from engine.cost_model import ForwardCostModel
 from engine.decoding.rung_choice import TokensPerForward
 from engine.plan import diffusion, self_speculation
@@ -42,7 +43,9 @@ def test_measured_tokens_per_forward_reach_the_prediction() -> None:
     load = LoadMeter("a", 256, [rung]).read(stats(tokens_per_forward=meter.to_dict()), 1.0, {})
     [value] = load.tokens_per_forward.values()
     assert round(value, 9) == 3, "rungs that only a client's pin named are left out"
-    assert round(expected_forwards(rung, 60, load.tokens_per_forward), 9) == 20
+    table = RungTable([rung])
+    forwards = table.forwards(np.array([[60.0]]), table.rates([load.tokens_per_forward]))
+    assert forwards == pytest.approx(20)
 
 
 def test_the_board_keeps_the_newest_report_and_adds_what_was_sent_since() -> None:

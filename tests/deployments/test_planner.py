@@ -221,7 +221,7 @@ def test_known_prediction() -> None:
     load = ReplicaLoad("a", cost=COST, latency_tail={"diffusion": 1.0}, tail_ratio=1.0)
     prediction = predict(diffusion(32, 4), Size(50, 128), load)
     assert abs(prediction.p50_s - (10e-3 + 20 * 8.2e-3)) < 1e-12
-    assert prediction.p95_s == prediction.p50_s
+    assert prediction.p95_s == pytest.approx(prediction.p50_s)
     assert abs(prediction.first_text_p95_s - (10e-3 + 5 * 8.2e-3)) < 1e-12
     assert abs(prediction.accelerator_s - prediction.p50_s) < 1e-12, "alone it pays for all of its forwards"
     # Beside 96 slots each forward lasts 9.6 ms longer, and a quarter of it is ours.
@@ -413,7 +413,7 @@ def test_the_frontier_loses_nothing_under_any_price(rungs: list[Rung], price: fl
 
 
 def test_an_idle_replica_that_is_too_slow_is_400_and_load_is_429() -> None:
-    load = ReplicaLoad("a", cost=COST, running=20, timed_others_s=0.064, timed_s=12.0)
+    load = ReplicaLoad("a", cost=COST, running=20, sequences=20, timed_others_s=0.064, timed_s=12.0)
     hopeless, busy = plan(30, load), plan(300, load)
     assert isinstance(hopeless, Refusal)
     assert isinstance(busy, Refusal)
