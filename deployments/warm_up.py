@@ -5,37 +5,52 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from engine.plan import AR, Plan, diffusion
+from engine.plan import AR, Plan, Rung, diffusion
 from engine.request import GenerationOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
     from engine.engine import Engine
 
 BATCHES = (1, 1, 4, 8)
 PROMPT_TOKENS = (8, 96, 160)
 OUTPUT_TOKENS = 32
+CROWDS = (8, 32)
+FORWARDS = 8
+"""Of every kind that is looked at."""
 
 
 def warm_up(engine: Engine) -> None:
-    """Runs AR and a two-step diffusion at a few batch sizes and prompt lengths; about 150 forwards."""
+    """Runs AR and a two-step diffusion at a few batch sizes and prompt lengths, about 150 forwards.
+
+    Then a few forwards full of each length of canvas that the ladder has: where the fit finds rungs equal, what they
+    deviate from it decides (`engine/deviation.py`), and traffic itself would only ever show the rung in use.
+    """
     rng = random.Random(0)
     block = engine.model_config.block_size
-    room = engine.intake.capacity - OUTPUT_TOKENS
-    for salt, batch in enumerate(BATCHES):
-        requests = []
-        for index in range(batch):
-            length = min(PROMPT_TOKENS[index % len(PROMPT_TOKENS)], room)
-            rung = AR if index % 2 == 0 else diffusion(block, min(2, block))
-            options = GenerationOptions(
-                max_tokens=OUTPUT_TOKENS, temperature=0, ignore_eos=True, seed=0, cache_salt=f"warm-up {salt} {index}"
-            )
-            prompt = [rng.randrange(engine.model_config.vocab_size) for _ in range(length)]
-            requests.append((prompt, options, Plan(ladder=(rung,), reason="warm-up")))
-        _exhaust(engine.run_sync(requests))
+    for batch in BATCHES:
+        rungs = [AR if index % 2 == 0 else diffusion(block, min(2, block)) for index in range(batch)]
+        lengths = [PROMPT_TOKENS[index % len(PROMPT_TOKENS)] for index in range(batch)]
+        _run(engine, rng, rungs, lengths, OUTPUT_TOKENS)
+    for length in sorted({rung.block_length for rung in engine.ladder}):
+        rung = AR if length == 1 else diffusion(length, min(FORWARDS - 1, length - 1))
+        for crowd in CROWDS:
+            count = min(crowd, engine.config.max_sequences)
+            _run(engine, rng, [rung] * count, PROMPT_TOKENS[:1] * count, max(length, FORWARDS))
 
 
-def _exhaust(events: Iterator[object]) -> None:
-    for _ in events:
+def _run(engine: Engine, rng: random.Random, rungs: Sequence[Rung], lengths: Sequence[int], output: int) -> None:
+    """Answers random prompts of these lengths on these rungs, all at once, `output` tokens each."""
+    room = engine.intake.capacity - output
+    options = GenerationOptions(max_tokens=output, temperature=0, ignore_eos=True, seed=0)
+    requests = [
+        (
+            [rng.randrange(engine.model_config.vocab_size) for _ in range(min(length, room))],
+            options.model_copy(update={"cache_salt": f"warm-up {rng.random()}"}),
+            Plan(ladder=(rung,), reason="warm-up"),
+        )
+        for rung, length in zip(rungs, lengths, strict=True)
+    ]
+    for _ in engine.run_sync(requests):
         pass

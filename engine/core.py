@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.batch import Segment
 from engine.decoding.canvas import open_canvas
+from engine.deviation import MIXED
 from engine.events import Event
 from engine.kv_cache import PagePool, page_key, root_key
 from engine.outlook import Outlook, View
@@ -32,6 +33,8 @@ PATIENCE_S = 30.0
 """Seconds after which a sequence without a deadline is given memory like one whose deadline has come."""
 
 
+MOST_OF_IT = 0.75
+"""The share of a forward's slots that says what kind of forward it is."""
 AR_BORDERS = 4
 """Every so many tokens an AR sequence may change its rung."""
 DEADLINES_EXPECTED_S = 30.0
@@ -106,7 +109,8 @@ class EngineCore:
                     self._leave(item.sequence)
                     self._count_end(item.sequence)
             step_s = self.clock() - begun
-            self.cost_model.observe(batch.query_tokens, batch.context_tokens, len(work), step_s)
+            length = main_block_length(work, batch.query_tokens)
+            self.cost_model.observe(batch.query_tokens, batch.context_tokens, len(work), step_s, length)
             self.counters.busy_s += step_s
         return events
 
@@ -141,7 +145,7 @@ class EngineCore:
             preemptions=counters.preemptions,
             rung_changes=counters.rung_changes,
             tokens_per_forward=self.outlook.meter.to_dict(),
-            cost_model=self.cost_model.to_dict(),
+            cost_model=self.cost_model.summary(),
         )
 
     def _cut_late(self, now: float) -> list[tuple[Sequence, Event]]:
@@ -318,6 +322,16 @@ class EngineCore:
             item.sequence.report.forwards += 1
             item.sequence.report.accelerator_ms += per_slot_ms * tokens
             counters.slots[item.phase.value] += tokens
+
+
+def main_block_length(work: Seq[Work], query_tokens: int) -> int:
+    """The length of the canvases that make up at least `MOST_OF_IT` of a forward, `MIXED` where there is none."""
+    tokens: dict[int, int] = {}
+    for item in work:
+        if item.phase is not Phase.PREFILL:
+            length = item.sequence.rung.block_length
+            tokens[length] = tokens.get(length, 0) + len(item.segment.tokens)
+    return next((length for length, count in tokens.items() if count >= MOST_OF_IT * query_tokens), MIXED)
 
 
 def _may_change(sequence: Sequence) -> bool:

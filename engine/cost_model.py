@@ -2,24 +2,32 @@
 
 t = base + per_sequence * sequences + per_token * query_tokens + per_context * context_tokens, in seconds, with the
 engine's work around the forward (scheduling, choosing, settling) in it: that is what a deadline has to wait for.
-Fitted by recursive least squares with a long memory, because the forwards of a while may all be of one kind and then
-say nothing about the others; a factor with a short memory follows the machine's speed. Outliers are clipped (Huber), so
-that one stall does not move either. Plain floats: it runs after every forward.
+Fitted by recursive least squares that forgets each kind of forward by itself, because the forwards of a while may all
+be of one kind and then say nothing about the others; a factor with a short memory follows the machine's speed. Outliers
+are clipped (Huber), so that one stall does not move either. Plain floats: it runs after every forward.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import compress
 from typing import Any
 
 import numpy as np
 
+from engine.deviation import MIXED, Deviations, Kind, kind_of
+
 _UNITS = (1.0, 10.0, 100.0, 10_000.0)
 """Units in which the features are about 1, so that the normal equations are well conditioned."""
 _LEAST_S = (1e-6, 0.0, 1e-9, 0.0)
 _FEATURES = len(_UNITS)
+PRIOR = 1e-2
+"""Weight of the prior; that of a forward of 10 ms is 1."""
+MEMORY = 500
+SETTLED = 20
+"""Forwards after which the fit is good enough to judge others by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,41 +62,74 @@ class ForwardCost:
         return ForwardCost(**{name: float(data[name]) for name in ForwardCost.__dataclass_fields__})
 
 
+class Equations:
+    """Weighted normal equations of the forwards of one kind; the past counts for `MEMORY` of them at most."""
+
+    def __init__(self, moments: list[list[float]] | None = None, target: list[float] | None = None) -> None:
+        """Goes on from saved values. Raises ValueError for another number of features."""
+        places = range(_FEATURES)
+        self.moments = moments or [[0.0 for _ in places] for _ in places]
+        self.target = target or [0.0 for _ in places]
+        if len(self.target) != _FEATURES or [len(row) for row in self.moments] != [_FEATURES] * _FEATURES:
+            raise ValueError(f"equations of {len(self.target)} features; allowed: {_FEATURES}")
+
+    def add(self, features: Sequence[float], weight: float, duration_s: float) -> None:
+        """Counts one forward."""
+        fade = 1 - 1 / MEMORY
+        for row, value in enumerate(features):
+            weighted = weight * value
+            moments = self.moments[row]
+            for column, other in enumerate(features):
+                moments[column] = fade * moments[column] + weighted * other
+            self.target[row] = fade * self.target[row] + weighted * duration_s
+
+    def values(self) -> tuple[list[list[float]], list[float]]:
+        """As plain JSON."""
+        return [list(row) for row in self.moments], list(self.target)
+
+
 class ForwardCostModel:
     """Predicts the duration of a forward, with its spread.
 
     Attributes:
         cost: the coefficients as fitted so far, at the machine's present speed.
         observations: forwards seen so far.
+        deviations: of kinds of forwards from the fit.
     """
 
-    def __init__(self, forgetting: float = 0.9997, quantile: float = 0.95, prior: ForwardCost | None = None) -> None:
-        self.forgetting = forgetting
+    def __init__(self, quantile: float = 0.95, prior: ForwardCost | None = None) -> None:
         self.quantile = quantile
         self.observations = 0
         # A weak prior keeps first predictions sane until there is data.
-        self.cost = self._fitted = prior or ForwardCost()
+        self._prior = self.cost = self._fitted = prior or ForwardCost()
         self._fitted_values = tuple(self._fitted.to_dict().values())
         self._speed = 1.0  # present durations over those of the fit
-        scaled = [value * unit for value, unit in zip(self.cost.to_dict().values(), _UNITS, strict=True)]
-        places = range(_FEATURES)
-        self._moments = [[1e-2 if row == column else 0.0 for column in places] for row in places]
-        self._target = [1e-2 * value for value in scaled]
+        self._kinds: dict[Kind, Equations] = {}
         self._spread = 0.2  # mean absolute relative residual
         self._tail = 1.5  # duration / prediction at `quantile`
+        self.deviations = Deviations()
 
-    def observe(self, query_tokens: float, context_tokens: float, sequences: float, duration_s: float) -> None:
+    def observe(
+        self,
+        query_tokens: float,
+        context_tokens: float,
+        sequences: int,
+        duration_s: float,
+        block_length: int = MIXED,
+    ) -> None:
         """Learns from one forward.
 
         Args:
             query_tokens, context_tokens, sequences: its slots, its sequences' key positions in all, and how many
                 sequences took part.
+            block_length: of the canvases that most of it consists of.
         """
         if not (duration_s > 0 and math.isfinite(duration_s)):
             return
         predicted = self.cost.seconds(query_tokens, context_tokens, sequences)
         ratio = duration_s / predicted
-        if self.observations >= 20:
+        kind = kind_of(block_length, sequences)
+        if self.observations >= SETTLED:
             self._tail *= 1 + 0.02 * (self.quantile if ratio > self._tail else self.quantile - 1)
             self._tail = min(max(self._tail, 1.0), 10.0)
             self._spread += 0.02 * (min(abs(ratio - 1), 2.0) - self._spread)
@@ -96,17 +137,11 @@ class ForwardCostModel:
             duration_s = predicted * min(max(ratio, 1 - limit), 1 + limit)
             present = duration_s / self._fitted.seconds(query_tokens, context_tokens, sequences)
             self._speed += 0.02 * (present - self._speed)
-        values = (1.0, sequences, query_tokens, context_tokens)
-        features = [value / unit for value, unit in zip(values, _UNITS, strict=True)]
+            self.deviations.observe(kind, present)
+        features = (1.0, sequences / _UNITS[1], query_tokens / _UNITS[2], context_tokens / _UNITS[3])
         # Relative errors matter: a forward of 4 ms and one of 100 ms count alike.
-        weight = 1e-4 / predicted**2
-        fade = self.forgetting
-        for row, value in enumerate(features):
-            weighted = weight * value
-            moments = self._moments[row]
-            for column, other in enumerate(features):
-                moments[column] = fade * moments[column] + weighted * other
-            self._target[row] = fade * self._target[row] + weighted * duration_s
+        equations = self._kinds.get(kind) or self._kinds.setdefault(kind, Equations())
+        equations.add(features, 1e-4 / predicted**2, duration_s)
         self.observations += 1
         if self.observations < 50 or self.observations % 16 == 0:
             self._solve()
@@ -127,39 +162,50 @@ class ForwardCostModel:
         """p95 of a forward's time over its prediction."""
         return self._tail
 
+    def summary(self) -> dict[str, Any]:
+        """What planning and dashboards need, as plain JSON."""
+        return {"cost": self.cost.to_dict(), "tail_ratio": self._tail, "observations": self.observations}
+
     def to_dict(self) -> dict[str, Any]:
         """Coefficients and state as plain JSON; `from_dict` goes on from there."""
         return {
-            "cost": self.cost.to_dict(),
+            **self.summary(),
+            "prior": self._prior.to_dict(),
             "fitted": self._fitted.to_dict(),
             "speed": self._speed,
-            "tail_ratio": self._tail,
             "spread": self._spread,
-            "observations": self.observations,
-            "moments": [list(row) for row in self._moments],
-            "target": list(self._target),
+            "kinds": [[*kind, *equations.values()] for kind, equations in self._kinds.items()],
+            "deviations": self.deviations.to_dict(),
         }
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> ForwardCostModel:
         """A model that goes on from saved state. Raises KeyError, TypeError or ValueError on data of another shape."""
-        model = ForwardCostModel(prior=ForwardCost.from_dict(data["cost"]))
+        model = ForwardCostModel(prior=ForwardCost.from_dict(data["prior"]))
+        model.cost = ForwardCost.from_dict(data["cost"])
         model._fitted = ForwardCost.from_dict(data["fitted"])
         model._fitted_values = tuple(model._fitted.to_dict().values())
         model._speed = float(data["speed"])
         model._tail = float(data["tail_ratio"])
         model._spread = float(data["spread"])
         model.observations = int(data["observations"])
-        moments, target = data["moments"], data["target"]
-        if len(moments) != _FEATURES or len(target) != _FEATURES:
-            raise ValueError(f"moments of {len(moments)} features; allowed: {_FEATURES}")
-        model._moments = [[float(row[column]) for column in range(_FEATURES)] for row in moments]
-        model._target = [float(value) for value in target]
+        model._kinds = {
+            (int(length), int(power)): Equations(moments, target) for length, power, moments, target in data["kinds"]
+        }
+        model.deviations = Deviations.from_dict(data["deviations"])
         return model
 
     def _solve(self) -> None:
         """Solves the normal equations with non-negative coefficients (dropping the most negative one until none is)."""
-        moments, target = np.array(self._moments), np.array(self._target)
+        kinds = list(self._kinds.values())
+        # What was seen of other kinds some time ago is brought to the machine's present speed.
+        slower = self.deviations.rebase()
+        self._speed /= slower
+        for one in kinds:
+            one.target = [value * slower for value in one.target]
+        moments = np.sum([one.moments for one in kinds], axis=0) + PRIOR * np.eye(_FEATURES)
+        prior = np.array([value * unit for value, unit in zip(self._prior.to_dict().values(), _UNITS, strict=True)])
+        target = np.sum([one.target for one in kinds], axis=0) + PRIOR * prior
         kept = [True] * _FEATURES
         theta = np.zeros(_FEATURES)
         while any(kept):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.decoding.rung_choice import (
+    Crowd,
     Ladder,
     Load,
     TokensPerForward,
@@ -22,6 +23,7 @@ from engine.decoding.rung_choice import (
     ladder_of,
     most_valuable,
     steps_down,
+    still_good,
     throughput,
     tokens_ahead,
     worth_of,
@@ -64,7 +66,7 @@ class View:
 
     Attributes:
         timed: the sequences, `riders` in their order. price: tokens that a second of the engine is worth.
-        best: the rung (index) of each ladder's best quality that is worth most.
+        crowd: of all sequences. best: the rung (index) of each ladder's best quality that is worth most.
     """
 
     timed: list[Sequence]
@@ -72,6 +74,7 @@ class View:
     table: StepTable
     ride: Ride
     price: float
+    crowd: Crowd
     best: dict[Ladder, int]
 
 
@@ -83,6 +86,7 @@ class Outlook:
         self.prefill_chunk = prefill_chunk
         self.meter = TokensPerForward()
         self._mean_output = PRIOR_OUTPUT_TOKENS
+        self._in_use: dict[Ladder, int] = {}  # the rung of each ladder that was worth most the last time
 
     @property
     def cost(self) -> ForwardCost:
@@ -94,19 +98,18 @@ class Outlook:
 
     def view(self, sequences: Seq[Sequence], now: float) -> View:
         """What the deadlines of `sequences` ask of the coming forwards. Those that were given up ask for nothing."""
-        worth: dict[Ladder, Worth] = {}
-        for sequence in sequences:
-            if sequence.ladder not in worth:
-                worth[sequence.ladder] = worth_of(sequence.ladder, self.cost, self.meter, self._mean_output)
+        crowd = self._crowd(sequences)
+        worth = {ladder: self._worth(ladder, crowd) for ladder in {sequence.ladder for sequence in sequences}}
         price = self._price(sequences, worth)
-        best = {ladder: most_valuable(values, ladder.groups[0], price) for ladder, values in worth.items()}
+        best = {ladder: self._best(ladder, values, price) for ladder, values in worth.items()}
         timed = [sequence for sequence in sequences if sequence.timed and not sequence.given_up]
         table, rows = self._table(timed, worth, price)
         riders = self._riders(timed, rows, now)
-        return View(timed, riders, table, ride(riders, table, self.cost.base_s), price, best)
+        return View(timed, riders, table, ride(riders, table, self.cost.base_s), price, crowd, best)
 
     def rungs(self, borders: Iterable[Sequence], view: View) -> dict[Sequence, Rung]:
         """The next rung of every sequence in `borders`, whose plans leave it open."""
+        self._in_use |= view.best
         asked = {}
         for sequence, row, place in zip(
             view.timed, view.riders.ladder.tolist(), view.ride.places.tolist(), strict=True
@@ -171,7 +174,7 @@ class Outlook:
         plan = newcomer.plan
         ladder = ladder_of((plan.first,) if plan.pinned else plan.ladder)
         group = 0 if plan.pinned else ladder.group_of(plan.start)
-        steps = steps_down(ladder, worth_of(ladder, self.cost, self.meter, self._mean_output), view.price, group)
+        steps = steps_down(ladder, self._worth(ladder, view.crowd), view.price, group)
         chunks = -(-newcomer.prompt_tokens // self.prefill_chunk)
         table = StepTable([*view.table.steps, steps])
         alone = Riders(
@@ -224,6 +227,21 @@ class Outlook:
             prompt_s=self.cost.per_token_s * unread,
             share=np.ones(len(timed)),
         )
+
+    def _crowd(self, sequences: Seq[Sequence]) -> Crowd:
+        count = max(len(sequences), 1)
+        return Crowd(count, self.cost.per_context_s * sum(len(sequence.tokens) for sequence in sequences) / count)
+
+    def _worth(self, ladder: Ladder, crowd: Crowd) -> Worth:
+        return worth_of(ladder, self.cost, self.meter, self._mean_output, self.cost_model.deviations, crowd)
+
+    def _best(self, ladder: Ladder, worth: Worth, price: float) -> int:
+        """The rung of the best quality that is worth most; the one in use as long as it is nearly as good."""
+        best = most_valuable(worth, ladder.groups[0], price)
+        before = self._in_use.get(ladder)
+        if before in ladder.groups[0] and still_good(worth, before, best, price):
+            return before
+        return best
 
     def _price(self, sequences: Iterable[Sequence], worth: Mapping[Ladder, Worth]) -> float:
         """Tokens that a second of the engine is worth: the throughput that its sequences could have together."""

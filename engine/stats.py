@@ -22,7 +22,7 @@ class EngineStats:
         generated_tokens: settled output tokens by mode. finished: sequences by how they ended.
         prefix_hit_tokens: prompt tokens that came from shared pages.
         tokens_per_forward: measured, by rung.
-        cost_model: `ForwardCostModel.to_dict()`.
+        cost_model: `ForwardCostModel.summary()`.
     """
 
     waiting: int = 0

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -24,10 +24,13 @@ from engine.plan import EQUAL_TO_AR
 
 if TYPE_CHECKING:
     from engine.cost_model import ForwardCost
+    from engine.deviation import Deviations
     from engine.plan import Rung
 
 Policy = tuple[object, ...]
 SAME_QUALITY = 1e-6
+WORTH_A_CHANGE = 0.03
+"""Gain in throughput below which the rung stays what it was: estimates waver, and canvases of one length share more."""
 OVERRUN_TOKENS = 32
 """What a sequence is taken to have ahead of it once it is longer than was expected: what has not ended is no nearer to
 its end."""
@@ -71,6 +74,20 @@ class Load:
 
     fixed_s: float
     tokens: float
+
+
+class Crowd(NamedTuple):
+    """Those that are in the engine.
+
+    Attributes:
+        sequences: how many, at least 1. context_s: what the context of one of them adds to a forward.
+    """
+
+    sequences: int
+    context_s: float
+
+
+ALONE = Crowd(1, 0.0)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -121,18 +138,32 @@ class Worth:
     Attributes:
         tokens: per forward, within a block. rest: forwards lost in a last block that is not full.
         gained: tokens per forward over a whole answer. own_s: seconds added to a forward, without the context, which is
-            the same on every rung.
+            the same on every rung. charged_s: the same, with what forwards full of such canvases deviate from the fit.
     """
 
     tokens: tuple[float, ...]
     rest: tuple[float, ...]
     gained: tuple[float, ...]
     own_s: tuple[float, ...]
+    charged_s: tuple[float, ...]
 
 
-def worth_of(ladder: Ladder, cost: ForwardCost, meter: TokensPerForward, answer_tokens: float) -> Worth:
-    """As calibrated and measured so far, for answers of so many tokens."""
+def worth_of(
+    ladder: Ladder,
+    cost: ForwardCost,
+    meter: TokensPerForward,
+    answer_tokens: float,
+    deviations: Deviations | None = None,
+    crowd: Crowd = ALONE,
+) -> Worth:
+    """As calibrated and measured so far, for answers of so many tokens.
+
+    Args:
+        deviations: of kinds of forwards from `cost`; what a kind takes longer is charged to those who make it so.
+        crowd: with whom the forward is shared.
+    """
     tokens = tuple(max(meter.expected(rung), 1e-3) for rung in ladder.rungs)
+    lengths = [rung.block_length for rung in ladder.rungs]
     # The last block is half empty on average.
     rest = tuple(
         0.5 * rung.block_length / each if rung.block_length > 1 else 0.0
@@ -142,8 +173,17 @@ def worth_of(ladder: Ladder, cost: ForwardCost, meter: TokensPerForward, answer_
         tokens,
         rest,
         tuple(answer_tokens / (answer_tokens / each + lost) for each, lost in zip(tokens, rest, strict=True)),
-        tuple(cost.own_s(rung.block_length, 0) for rung in ladder.rungs),
+        tuple(cost.own_s(length, 0) for length in lengths),
+        tuple(_charged_s(length, cost, deviations, crowd) for length in lengths),
     )
+
+
+def _charged_s(length: int, cost: ForwardCost, deviations: Deviations | None, crowd: Crowd) -> float:
+    own_s = cost.own_s(length, 0)
+    if deviations is None:
+        return own_s
+    whole_s = cost.base_s / crowd.sequences + own_s + crowd.context_s
+    return max(own_s + (deviations.relative(length, crowd.sequences) - 1) * whole_s, 1e-9)
 
 
 def throughput(
@@ -161,7 +201,7 @@ def throughput(
             values = worth[ladder]
             index = most_valuable(values, ladder.groups[0], best)
             tokens += values.gained[index] * count
-            seconds += values.own_s[index] * count + context_s
+            seconds += values.charged_s[index] * count + context_s
         if tokens / seconds <= best * (1 + 1e-6):
             break
         best = tokens / seconds
@@ -170,7 +210,18 @@ def throughput(
 
 def most_valuable(worth: Worth, indices: Seq[int], price: float) -> int:
     """The index, of those given, that is worth most at `price` tokens a second; the earlier one at equal worth."""
-    return max(indices, key=lambda index: (worth.gained[index] - price * worth.own_s[index], -index))
+    return max(indices, key=lambda index: (worth.gained[index] - price * worth.charged_s[index], -index))
+
+
+def still_good(worth: Worth, index: int, best: int, price: float) -> bool:
+    """Whether the throughput with the rung `index` is nearly that with `best`, at whose throughput `price` is.
+
+    With value v = gained - price * charged of both, and as the best one's value pays for the base of the forward, the
+    throughput with the other is lower by (v_best - v) / (v_best + price * charged).
+    """
+    lost = worth.gained[best] - worth.gained[index] - price * (worth.charged_s[best] - worth.charged_s[index])
+    whole = worth.gained[best] + price * (worth.charged_s[index] - worth.charged_s[best])
+    return lost <= WORTH_A_CHANGE * whole
 
 
 def steps_down(ladder: Ladder, worth: Worth, price: float, first_group: int = 0) -> tuple[Step, ...]:

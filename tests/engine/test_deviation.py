@@ -1,0 +1,106 @@
+"""By how much kinds of forwards deviate from the fit: learned beside the machine's speed, used between equal rungs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from engine.cost_model import ForwardCost, ForwardCostModel
+from engine.decoding.rung_choice import Crowd, TokensPerForward, ladder_of, most_valuable, still_good, worth_of
+from engine.deviation import Deviations, kind_of
+from engine.plan import Decoding, Rung
+
+TRUTH = ForwardCost(base_s=2e-3, per_sequence_s=1e-5, per_token_s=7e-5, per_context_s=1e-6)
+STEPS = {(16, 8): 1.06, (32, 8): 0.98, (16, 32): 0.95, (32, 32): 1.04}
+"""By how much canvases of a length, in a crowd, take longer than `TRUTH` says."""
+
+
+def run(model: ForwardCostModel, kinds: list[tuple[int, int]], count: int, speed: float = 1.0, seed: int = 0) -> None:
+    """Forwards of these kinds in turn, with 3% noise, and single tokens among them."""
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        length, crowd = kinds[index % len(kinds)] if index % 3 else (1, int(rng.choice([1, 8, 32])))
+        context = crowd * float(rng.uniform(50, 250))
+        seconds = TRUTH.seconds(length * crowd, context, crowd) * STEPS.get((length, crowd), 1.0)
+        model.observe(length * crowd, context, crowd, seconds * speed * rng.lognormal(0, 0.03), length)
+
+
+def ratio(model: ForwardCostModel, crowd: int) -> float:
+    """Predicted time of a full forward of canvases of 32 over one of 16, deviations in it."""
+    long_s, short_s = (
+        model.cost.seconds(length * crowd, 150 * crowd, crowd) * model.deviations.relative(length, crowd)
+        for length in (32, 16)
+    )
+    return long_s / short_s
+
+
+def true_ratio(crowd: int) -> float:
+    long_s, short_s = (TRUTH.seconds(length * crowd, 150 * crowd, crowd) * STEPS[length, crowd] for length in (32, 16))
+    return long_s / short_s
+
+
+def test_what_the_fit_cannot_say_is_learned() -> None:
+    model = ForwardCostModel()
+    run(model, list(STEPS), 3000)
+    for crowd in (8, 32):
+        assert ratio(model, crowd) == pytest.approx(true_ratio(crowd), rel=0.025)
+
+
+def test_a_kind_that_has_not_run_for_long_is_still_known_on_a_machine_that_got_slower() -> None:
+    model = ForwardCostModel()
+    run(model, list(STEPS), 3000)
+    run(model, [(16, 8)], 5000, speed=1.5, seed=1)
+    assert ratio(model, 8) == pytest.approx(true_ratio(8), rel=0.05)
+    assert model.cost.seconds(128, 1200, 8) == pytest.approx(1.5 * TRUTH.seconds(128, 1200, 8) * 1.06, rel=0.06)
+
+
+def test_nothing_seen_is_no_deviation_and_saved_is_kept() -> None:
+    model = ForwardCostModel()
+    assert model.deviations.relative(32, 8) == 1.0
+    run(model, list(STEPS), 500)
+    loaded = ForwardCostModel.from_dict(json.loads(json.dumps(model.to_dict())))
+    assert [ratio(loaded, crowd) for crowd in (8, 32)] == pytest.approx([ratio(model, crowd) for crowd in (8, 32)])
+
+
+@pytest.mark.parametrize(("sequences", "power"), [(0, 0), (1, 0), (3, 2), (5, 2), (6, 3), (31, 5), (256, 8)])
+def test_crowds_are_told_apart_by_powers_of_two(sequences: int, power: int) -> None:
+    assert kind_of(16, sequences) == (16, power)
+
+
+def rung(length: int, tokens_per_forward: float) -> Rung:
+    return Rung(Decoding.DIFFUSION, length, 1, None, "off", 0.9, tokens_per_forward)
+
+
+PAIR = ladder_of((rung(16, 7.2), rung(32, 12.0)))
+
+
+def test_of_rungs_that_the_fit_finds_equal_the_one_that_runs_faster_is_worth_more() -> None:
+    crowd = Crowd(8, 150 * TRUTH.per_context_s)
+    slow_long, slow_short = Deviations(), Deviations()
+    for _ in range(300):
+        for kind in (16, 32):
+            slow_long.observe(kind_of(kind, 8), 1.08 if kind == 32 else 1.0)
+            slow_short.observe(kind_of(kind, 8), 1.08 if kind == 16 else 1.0)
+    chosen = [
+        most_valuable(worth_of(PAIR, TRUTH, TokensPerForward(), 1e6, deviations, crowd), (0, 1), 4400.0)
+        for deviations in (slow_long, slow_short)
+    ]
+    assert chosen == [0, 1]
+
+
+@pytest.mark.parametrize("crowd", [1, 8, 64])
+def test_a_rung_in_use_stays_exactly_while_it_costs_less_than_a_change_is_worth(crowd: int) -> None:
+    """`still_good` against throughputs worked out one by one, for the rung in use ever slower."""
+    own_s = TRUTH.own_s(16, 0)
+
+    def throughput(tokens: float) -> float:
+        return crowd * tokens / (TRUTH.base_s + crowd * own_s)
+
+    for tokens in np.linspace(6, 7.2, 40):
+        # Two rungs of one length, so that only their tokens differ.
+        ladder = ladder_of((rung(16, 7.2), Rung(Decoding.DIFFUSION, 16, 2, None, "off", 0.9, float(tokens))))
+        worth = worth_of(ladder, TRUTH, TokensPerForward(), 1e6)
+        lost = 1 - throughput(worth.gained[1]) / throughput(worth.gained[0])
+        assert still_good(worth, 1, 0, throughput(worth.gained[0])) == (lost <= 0.03)
