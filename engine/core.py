@@ -228,8 +228,7 @@ class EngineCore:
         wants = [
             Want(
                 index,
-                sequence.wanted_tokens(),
-                sequence.reading,
+                *sequence.wanted(),
                 forwards - sequence.last_served - 1,
                 sequence.arrival_s,
                 sequence.cached,

@@ -28,7 +28,7 @@ from engine.decoding.rung_choice import (
     tokens_ahead,
     worth_of,
 )
-from engine.pace import Floats, Ride, Riders, StepTable, ride
+from engine.pace import Ride, Riders, StepTable, ride
 
 if TYPE_CHECKING:
     from engine.cost_model import ForwardCost, ForwardCostModel
@@ -205,23 +205,31 @@ class Outlook:
         return StepTable([steps_down(ladder, worth[ladder], price, group) for ladder, group in rows]), found
 
     def _riders(self, timed: Seq[Sequence], rows: Seq[int], now: float) -> Riders:
-        def each(values: Iterable[float]) -> Floats:
-            return np.fromiter(values, np.float64, len(timed))
-
-        length = each(len(sequence.tokens) for sequence in timed)
-        made = length - each(sequence.prompt_tokens for sequence in timed)
-        most = each(sequence.limits.max_tokens for sequence in timed)
-        unread = each(sequence.prefill_target - sequence.cached for sequence in timed)
-        first_left_s = each(
-            inf if sequence.first_due_s is None or sequence.report.ttft_ms is not None else sequence.first_due_s
-            for sequence in timed
-        )
+        expected_here = self._expected
+        table = np.array(
+            [
+                (
+                    len(one.tokens),
+                    one.prompt_tokens,
+                    one.limits.max_tokens,
+                    one.cached,
+                    one.has_pending,
+                    expected_here(one),
+                    inf if one.due_s is None else one.due_s,
+                    inf if one.first_due_s is None or one.report.ttft_ms is not None else one.first_due_s,
+                )
+                for one in timed
+            ],
+            dtype=np.float64,
+        ).reshape(len(timed), 8)
+        length, prompt, most, cached, pending, expected, due_s, first_due_s = table.T
+        unread = length - pending - cached
         return Riders(
             ladder=np.array(rows, dtype=np.int64),
             first=np.zeros(len(timed), dtype=np.int64),
-            tokens=tokens_ahead(made, each(self._expected(sequence) for sequence in timed), most),
-            left_s=each(inf if sequence.due_s is None else sequence.due_s for sequence in timed) - now,
-            first_left_s=first_left_s - now,
+            tokens=tokens_ahead(length - prompt, expected, most),
+            left_s=due_s - now,
+            first_left_s=first_due_s - now,
             context_s=self.cost.per_context_s * length,
             prompt_forwards=np.ceil(unread / self.prefill_chunk),
             prompt_s=self.cost.per_token_s * unread,
@@ -245,7 +253,7 @@ class Outlook:
 
     def _price(self, sequences: Iterable[Sequence], worth: Mapping[Ladder, Worth]) -> float:
         """Tokens that a second of the engine is worth: the throughput that its sequences could have together."""
-        free: dict[Ladder, tuple[int, float]] = {}
+        free: dict[Ladder, list[int]] = {}
         tokens, seconds = 0.0, self.cost.base_s
         for sequence in sequences:
             # Those that still read their prompts count: a block that begins now is shared with them.
@@ -253,9 +261,10 @@ class Outlook:
                 tokens += self.meter.expected(sequence.rung)
                 seconds += self.cost.own_s(sequence.rung.block_length, len(sequence.tokens))
             else:
-                count, context_s = free.get(sequence.ladder, (0, 0.0))
-                free[sequence.ladder] = (count + 1, context_s + self.cost.per_context_s * len(sequence.tokens))
-        return throughput(free, worth, Load(seconds, tokens))
+                free.setdefault(sequence.ladder, []).append(len(sequence.tokens))
+        per_context_s = self.cost.per_context_s
+        groups = {ladder: (len(lengths), per_context_s * sum(lengths)) for ladder, lengths in free.items()}
+        return throughput(groups, worth, Load(seconds, tokens))
 
     def _expected(self, sequence: Sequence) -> float:
         """Output tokens that a sequence is planned to have in all."""

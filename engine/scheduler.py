@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from math import inf
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def share_slots(
     One prompt chunk (or a quarter of the forward, if that is less) is kept for the first prompt in line, so that a full
     house never stalls a new request. Prompts are cut to what the tightest pace leaves.
     """
-    timed = sorted((want for want in wants if want.pace_s < inf), key=lambda want: (want.pace_s, want.arrival))
+    timed = sorted((want for want in wants if want.pace_s < inf), key=attrgetter("pace_s", "arrival"))
     advancing = [want for want in timed if not want.prefill]
     reading = [want for want in timed if want.prefill]
     patient = sorted((want for want in wants if want.pace_s == inf), key=_turn)
@@ -70,8 +71,14 @@ def share_slots(
     limit_s = min(timed[0].pace_s if timed else inf, longest_s)
     forward = _Forward(cost, limit_s, max_tokens, reserved, prefill_chunk)
     # Who is nearly as tight as the tightest goes first, whatever that makes of the forward.
-    for want in sorted([*advancing, *reading], key=lambda want: want.pace_s > HOLD * limit_s):
-        forward.add(want, insist=want.pace_s <= HOLD * limit_s)
+    tight_s = HOLD * limit_s
+    ordered = [*advancing, *reading]
+    for want in ordered:
+        if want.pace_s <= tight_s:
+            forward.add(want, insist=True)
+    for want in ordered:
+        if want.pace_s > tight_s:
+            forward.add(want)
     overdue = max(patient, key=lambda want: want.waited, default=None)
     if timed and overdue is not None and overdue.waited >= PATIENCE:
         patient.remove(overdue)
@@ -92,8 +99,11 @@ class _Forward:
     """A forward that is being filled."""
 
     def __init__(self, cost: ForwardCost, limit_s: float, max_tokens: int, reserved: int, prefill_chunk: int) -> None:
-        self.cost = cost
         self.limit_s = limit_s
+        # As `ForwardCost.own_s`, without a call for each of hundreds of sequences.
+        self._per_sequence_s = cost.per_sequence_s
+        self._per_token_s = cost.per_token_s
+        self._per_context_s = cost.per_context_s
         self.left = max_tokens
         self.reserved = reserved
         self.prefill_chunk = prefill_chunk
@@ -102,23 +112,27 @@ class _Forward:
 
     def add(self, want: Want, insist: bool = False) -> None:
         """Takes the sequence in if there is room; `insist`: however long the forward becomes."""
-        tokens = self._chunk(want, insist) if want.prefill else want.tokens
-        room = self.left if want.prefill else self.left - self.reserved
-        seconds = self.cost.own_s(tokens, want.context)
-        if not 0 < tokens <= room or not (insist or self.used_s + seconds <= self.limit_s):
+        prefill, tokens = want.prefill, want.tokens
+        if prefill:
+            tokens = self._chunk(want, insist)
+        room = self.left if prefill else self.left - self.reserved
+        if not 0 < tokens <= room:
+            return
+        used_s = self.used_s + self._per_sequence_s + self._per_token_s * tokens + self._per_context_s * want.context
+        if used_s > self.limit_s and not insist:
             return
         self.grants.append(Grant(want.name, tokens))
         self.left -= tokens
-        self.used_s += seconds
-        if want.prefill:
+        self.used_s = used_s
+        if prefill:
             self.reserved = 0
 
     def _chunk(self, want: Want, insist: bool) -> int:
         """Prompt tokens that fit; when there is hardly room, the smallest chunk or, unless it has to be, none."""
         most = min(want.tokens, self.prefill_chunk, self.left)
-        spare_s = self.limit_s - self.used_s - self.cost.own_s(0, want.context)
-        if self.cost.per_token_s * most <= spare_s:
+        spare_s = self.limit_s - self.used_s - self._per_sequence_s - self._per_context_s * want.context
+        if self._per_token_s * most <= spare_s:
             return most
-        fitting = min(most, max(0, int(spare_s / self.cost.per_token_s)))
+        fitting = min(most, max(0, int(spare_s / self._per_token_s)))
         smallest = min(SMALLEST_CHUNK, most)
         return fitting if fitting >= smallest else smallest * insist

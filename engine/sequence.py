@@ -169,11 +169,6 @@ class Sequence:
     def at_border(self) -> bool:
         return self.canvas is None and self.has_pending and self.cached == self.prefill_target
 
-    @property
-    def reading(self) -> bool:
-        """Whether the prompt, or text whose K/V was dropped, is still being read."""
-        return self.cached < self.prefill_target
-
     def urgency(self, patience_s: float) -> tuple[float, float]:
         """The order in which memory is given out, smallest first: by deadline. Without one, the answer is due
         `patience_s` (less for a larger weight) after its arrival, so that nothing waits for ever.
@@ -181,11 +176,12 @@ class Sequence:
         due = self.due_s if self.due_s is not None else self.arrival_s + patience_s / self.plan.weight
         return (due, self.arrival_s)
 
-    def wanted_tokens(self) -> int:
-        """Query tokens of the next forward (of a prefill: all that are left)."""
-        if self.cached < self.prefill_target:
-            return self.prefill_target - self.cached
-        return len(self.canvas.tokens) if self.canvas is not None else 1
+    def wanted(self) -> tuple[int, bool]:
+        """Query tokens of the next forward, and whether they are text to read (then all that is left of it)."""
+        unread = len(self.tokens) - self.has_pending - self.cached
+        if unread > 0:
+            return unread, True
+        return (1 if self.canvas is None else len(self.canvas.tokens)), False
 
     def drop_cache(self) -> list[int]:
         """Preemption: forgets the K/V (to be computed again) and returns the pages to release. The canvas stays."""
