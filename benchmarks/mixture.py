@@ -31,6 +31,7 @@ from benchmarks.promise_report import rung_name
 from benchmarks.promise_setup import tokenizer_of
 from benchmarks.promise_trace import Idle, Slos, requests_of
 from benchmarks.stepdial_policy import Stepdial
+from deployments.process import for_serving
 from deployments.warm_up import warm_up
 from engine.plan import AR, Rung, self_speculation
 from engine.request import equivalent_to_ar
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begun = perf_counter()
     engine = new_engine(options.model, options.kv_tokens)
     warm_up(engine)
+    for_serving()
     engine.start()
     no_slos = Slos(Idle(0.0, 0.0, 0.0), {})
     requests = cycle_of(requests_of(tokenizer_of(engine), no_slos, options.seed), PROMPTS)

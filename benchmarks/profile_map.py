@@ -27,6 +27,7 @@ from benchmarks.profile_plot import plot
 from benchmarks.promise_report import rung_name
 from benchmarks.promise_setup import tokenizer_of
 from benchmarks.promise_trace import Request, length_class
+from deployments.process import for_serving
 from deployments.warm_up import warm_up
 from engine.plan import AR, Rung, diffusion, self_speculation
 from engine.request import equivalent_to_ar
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begun = perf_counter()
     engine = new_engine(options.model, options.kv_tokens)
     warm_up(engine)
+    for_serving()
     engine.start()
     cells = cells_of(tokenizer_of(engine), options.seed, options.prompts, options.tasks)
     rungs = modes(engine.ladder)

@@ -38,6 +38,7 @@ from benchmarks.promise_setup import (
     tokenizer_of,
 )
 from benchmarks.promise_trace import EQUIVALENT_TIERS, SHARES, Arrival, Request, requests_of, trace
+from deployments.process import for_serving
 from engine.engine import Engine
 from engine.plan import AR
 
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             profile_counts=options.profile_counts,
         )
     )
+    for_serving()
     run = Run(options, setup)
     duration_s = options.duration or run.duration_within(options.minutes * 60 - (perf_counter() - begun))
     print(f"set up in {perf_counter() - begun:.0f} s; requests arrive for {duration_s:.1f} s in each of "

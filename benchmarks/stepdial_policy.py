@@ -13,13 +13,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from benchmarks.policies import Decision, Loads, Refused, Served
+from deployments.experience import Answered
 from deployments.history import LatencyTails
 from deployments.load import load_met
 from deployments.openai_types import CompletionRequest
 from deployments.planner import Planned, Refusal
 from deployments.planning import Planning
-from deployments.prediction import Size, policy_name, predict
-from deployments.reported_plan import rungs_used
+from deployments.prediction import Size, predict
 from deployments.settings import AppArgs
 from deployments.tiers import TIERS, Tier
 from engine.outlook import Newcomer
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from engine.engine import Engine
     from engine.events import Finished
     from engine.plan import Plan
+
+
+PICTURE_MAX_AGE_S = 0.01
+"""Every event of a stream carries its replica's load, so under load a router's picture is some milliseconds old."""
 
 
 def open_tiers(tiers: Sequence[Tier] = TIERS) -> tuple[Tier, ...]:
@@ -62,6 +66,7 @@ class Stepdial:
         self._loads = Loads(engine, engine.ladder)
         self._tails = LatencyTails()
         self._open: dict[int, _Open] = {}
+        self._load: ReplicaLoad | None = None
 
     def decide(self, request: Request, arrived_s: float) -> Decision:
         """As `POST /v1/completions` would: a plan, or a refusal before any forward."""
@@ -82,28 +87,27 @@ class Stepdial:
     def learn(self, request: Request, finished: Finished, latency_ms: float) -> None:
         """What router and replica remember of an answer: overhead, length, and how right the prediction was."""
         known = self._open.pop(request.index)
-        report, planning, planned = finished.report, self.planning, known.planned
-        overhead_ms = max(0.0, latency_ms - report.latency_ms)
-        planning.overhead_ms.observe(overhead_ms)
-        planning.idle_overhead_ms.observe(overhead_ms)
-        rungs = rungs_used([entry.to_dict() for entry in report.plan])
-        kept = len(rungs) == 1 and rungs[0].policy() == planned.plan.first.policy()
-        name = policy_name(rungs[0]) if len(rungs) == 1 else ""
-        seen = planning.lengths.observe if finished.finish_reason == "stop" else planning.lengths.observe_cut
-        seen(len(request.prompt), report.completion_tokens, request.tier, name)
-        mode = planned.plan.first.decoding.value
-        if kept and known.job.goal.bounded:
-            predicted_s = planned.prediction.p95_s / planning.calibration.scale(mode)
-            planning.calibration.observe(mode, report.latency_ms / 1e3 / predicted_s)
+        report = finished.report
+        answered = Answered(
+            entries=[entry.to_dict() for entry in report.plan],
+            stopped=finished.finish_reason == "stop",
+            completion_tokens=report.completion_tokens,
+            engine_ms=report.latency_ms,
+            overhead_ms=max(0.0, latency_ms - report.latency_ms),
+        )
+        self.planning.experience.learn(known.job, known.planned, answered)
         self._learn_tail(request, known, finished)
 
     def load(self) -> ReplicaLoad:
-        """The engine's load now, with the tails that were seen here."""
-        return self._loads.now(self._tails.values())
+        """The engine's load, with the tails that were seen here; as old as a router's picture of a busy replica."""
+        now_s = perf_counter()
+        if self._load is None or now_s - self._load.at_s > PICTURE_MAX_AGE_S:
+            self._load = self._loads.now(self._tails.values())
+        return self._load
 
     def _left_ms(self, slo_ms: float, arrived_s: float) -> float:
         """What is left of an SLO for the engine."""
-        return slo_ms - (perf_counter() - arrived_s) * 1e3 - self.planning.overhead_ms.value
+        return slo_ms - (perf_counter() - arrived_s) * 1e3 - self.planning.experience.overhead_ms.value
 
     def _admitted(self, job: Job, planned: Planned, left_ms: float) -> Plan | None:
         """The replica's last word: the plan with the rung that it can start on, None where it is not in time."""

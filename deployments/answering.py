@@ -13,12 +13,13 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from deployments.errors import ApiError, refused
+from deployments.experience import Answered
 from deployments.job import End, Job, Text
 from deployments.load import ReplicaLoad
 from deployments.load_board import BOARD
 from deployments.messages import Done, Failed, Invalid, NotInTime, Piece, ReplicaRequest
 from deployments.planner import Planned, Refusal
-from deployments.prediction import Size, policy_name
+from deployments.prediction import Size
 from deployments.prefix_memory import PREFIXES, chain
 from deployments.reason import moved_reason
 from deployments.reported_plan import rungs_used
@@ -110,7 +111,7 @@ class Answering:
             self.plan, self.planned = planned.plan, planned
             self.expected_quality = self.planning.quality.expected_quality(planned.plan.first, job.options.temperature)
         checked = job.goal.on_infeasible == "reject" and not admitted
-        elapsed_ms = (time.perf_counter() - job.arrived_s) * 1e3 + self.planning.overhead_ms.value
+        elapsed_ms = (time.perf_counter() - job.arrived_s) * 1e3 + self.planning.experience.overhead_ms.value
 
         def left(slo_ms: float | None) -> float | None:
             return None if slo_ms is None or not checked else slo_ms - elapsed_ms
@@ -238,22 +239,18 @@ class Answering:
     def _learn(self, done: Done, latency_ms: float) -> None:
         """Remembers of an undisturbed answer: overhead, length, prefix, and how right its prediction was."""
         job, planning, planned = self.job, self.planning, self.planned
-        engine_ms = done.report["latency_ms"]
-        if not self._replans:
-            overhead_ms = max(0.0, latency_ms - engine_ms) + self.router.args.proxy_overhead_ms
-            planning.overhead_ms.observe(overhead_ms)
-            planning.idle_overhead_ms.observe(overhead_ms)
         if planned is None or done.cut_at_deadline:
             return
-        rungs = rungs_used(done.report.get("plan", ()))
-        kept = len(rungs) == 1 and rungs[0].policy() == planned.plan.first.policy()
-        name = policy_name(rungs[0]) if len(rungs) == 1 else ""
-        seen = planning.lengths.observe if done.finish_reason == "stop" else planning.lengths.observe_cut
-        seen(len(job.prompt), done.completion_tokens, job.tier.name, name)
-        mode = planned.plan.first.decoding.value
-        if kept and job.goal.bounded and not self._replans:
-            predicted_s = planned.prediction.p95_s / planning.calibration.scale(mode)
-            planning.calibration.observe(mode, engine_ms / 1e3 / predicted_s)
+        engine_ms = done.report["latency_ms"]
+        answered = Answered(
+            entries=done.report.get("plan", ()),
+            stopped=done.finish_reason == "stop",
+            completion_tokens=done.completion_tokens,
+            engine_ms=engine_ms,
+            overhead_ms=max(0.0, latency_ms - engine_ms) + self.router.args.proxy_overhead_ms,
+            replanned=self._replans > 0,
+        )
+        planning.experience.learn(job, planned, answered)
         if self.replica is not None:
             page, salt = planning.model.block_size, job.fields.get("cache_salt")
             # The next turn of a conversation begins with this answer.

@@ -136,8 +136,9 @@ class OutputLengths:
 
 
 class Calibration:
-    """Actual latencies over the p95 that was predicted, by mode: what predictions still have to be multiplied with.
+    """Actual latencies over the p95 that was predicted: what predictions still have to be multiplied with.
 
+    By tier and whether there is a deadline, because the engine lets loose deadlines wait for tight ones, and by mode.
     Only a prediction whose rung was kept is judged. It corrects what is promised, not what is feasible: that is
     reckoned as the replicas' last word reckons it.
     """
@@ -146,16 +147,19 @@ class Calibration:
     """Predictions that fail by more say nothing about the next one: the machine stalled."""
 
     def __init__(self) -> None:
-        self._modes: dict[str, Quantile] = {}
+        self._seen: dict[tuple[str, bool, str], Quantile] = {}
 
-    def observe(self, mode: str, actual_over_predicted: float) -> None:
-        """Args: actual_over_predicted: engine seconds over the engine's predicted p95, before this correction."""
-        if mode not in self._modes:
-            self._modes[mode] = Quantile(1.0, window=100)
-        self._modes[mode].observe(actual_over_predicted)
+    def observe(self, tier: str, bounded: bool, mode: str, actual_over_predicted: float) -> None:
+        """Counts an answer.
 
-    def scale(self, mode: str) -> float:
-        seen = self._modes.get(mode)
+        Args:
+            bounded: whether it had a deadline.
+            actual_over_predicted: engine seconds over the engine's predicted p95, before this correction.
+        """
+        self._seen.setdefault((tier, bounded, mode), Quantile(1.0, window=100)).observe(actual_over_predicted)
+
+    def scale(self, tier: str, bounded: bool, mode: str) -> float:
+        seen = self._seen.get((tier, bounded, mode))
         # A few answers say little about a p95, and one stall among them would lengthen every prediction.
         return min(max(seen.value, self.LEAST), self.MOST) if seen is not None and seen.sure else 1.0
 

@@ -63,6 +63,7 @@ class Planned:
     Attributes:
         prediction: of its first rung there, seconds in the engine, experience applied.
         length: what it reckons with. cached: prompt tokens that the replica is taken to have.
+        scale: what experience multiplied the prediction's p95 with.
     """
 
     plan: Plan
@@ -70,6 +71,7 @@ class Planned:
     prediction: Prediction
     length: Length
     cached: int = 0
+    scale: float = 1.0
 
     @property
     def replica(self) -> str:
@@ -177,7 +179,8 @@ def _planned(
         reason=plan_reason(ask, lead, predictions, ladder, predicted_ms, in_time),
     )
     names = tuple(loads[place].replica for place in ranked)
-    return Planned(plan, names, prediction, length, ask.cached.get(names[0], 0))
+    scale = ask.scales.get(ask.menu.table.modes[lead], 1.0)
+    return Planned(plan, names, prediction, length, ask.cached.get(names[0], 0), scale)
 
 
 def ladder_from(menu: Menu, lead: int, in_time: bool) -> tuple[tuple[Rung, ...], int]:

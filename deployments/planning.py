@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from deployments.bounds import check_decoding, check_slos, tier_for
+from deployments.experience import Experience
 from deployments.goal import goal_of
-from deployments.history import Calibration, OutputLengths, Quantile
 from deployments.job import Job
 from deployments.menu import Menus
 from deployments.openai_types import COMPLETION_MAX_TOKENS, ApiRequest, ChatCompletionRequest, CompletionRequest
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from deployments.settings import AppArgs
     from engine.request import GenerationOptions
 
-PRIOR_OVERHEAD_MS = 25.0
-PRIOR_IDLE_OVERHEAD_MS = 10.0
 SEED_BITS = 48
 """Seeds that every JSON reader can hold exactly."""
 
@@ -50,10 +48,7 @@ class Planning:
         self.tokenizer = Tokenizer.from_dir(args.model)
         self.quality = read_quality_map(args.model, self.model.block_size)
         self.menus = Menus(self.quality, self.model.block_size)
-        self.lengths = OutputLengths(args.expected_output_tokens)
-        self.calibration = Calibration()
-        self.overhead_ms = Quantile(PRIOR_OVERHEAD_MS)
-        self.idle_overhead_ms = Quantile(PRIOR_IDLE_OVERHEAD_MS, q=0.1)
+        self.experience = Experience(args.expected_output_tokens)
 
     @property
     def context(self) -> int:
@@ -113,7 +108,7 @@ class Planning:
         goal = replace(job.goal, on_infeasible="degrade") if degrade else job.goal
         prompt_tokens, page = len(job.prompt), self.model.block_size
         elapsed_ms = (time.perf_counter() - job.arrived_s) * 1e3
-        overhead_ms = self.overhead_ms.value
+        overhead_ms, experience = self.experience.overhead_ms.value, self.experience.calibration
         return Ask(
             menu=menu,
             goal=goal,
@@ -121,9 +116,9 @@ class Planning:
             lengths=tuple(self._length(job.options, prompt_tokens, job.tier.name, name) for name in menu.table.names),
             qualities=tuple(self.quality.expected_quality(rung, job.options.temperature) for rung in menu.rungs),
             extra_ms=overhead_ms + elapsed_ms,
-            idle_extra_ms=min(self.idle_overhead_ms.value, overhead_ms + elapsed_ms),
+            idle_extra_ms=min(self.experience.idle_overhead_ms.value, overhead_ms + elapsed_ms),
             cached={replica: page * pages for replica, pages in PREFIXES.cached_pages(job.page_keys).items()},
-            scales={mode: self.calibration.scale(mode) for mode in menu.table.modes},
+            scales={mode: experience.scale(job.tier.name, goal.bounded, mode) for mode in menu.table.modes},
             weight=job.weight,
         )
 
@@ -177,7 +172,7 @@ class Planning:
     def _length(self, options: GenerationOptions, prompt_tokens: int, tier: str, rung: str) -> Length:
         most = options.max_tokens or self.context - prompt_tokens
         endless = options.ignore_eos and not options.stop and not options.stop_token_ids
-        return self.lengths.expect(prompt_tokens, most, tier, rung, most if endless else options.min_tokens)
+        return self.experience.lengths.expect(prompt_tokens, most, tier, rung, most if endless else options.min_tokens)
 
     def _prompt(self, request: ApiRequest) -> tuple[list[int], str]:
         """The prompt's ids, and the field that it came from."""

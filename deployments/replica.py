@@ -19,6 +19,7 @@ from deployments.load import LoadMeter, ReplicaLoad, load_met
 from deployments.messages import Done, Failed, Invalid, Message, NotInTime, Piece, ReplicaRequest
 from deployments.metrics import EngineMetrics
 from deployments.prediction import Size, predict
+from deployments.process import for_serving
 from deployments.settings import AppArgs
 from engine.errors import EngineStopped, InvalidRequest, QueueFull
 from engine.events import Delta, Finished
@@ -58,6 +59,7 @@ class Replica:
         self.metrics = EngineMetrics(self.engine.stats)
         self._tiers: dict[str, str] = {}
         self._load: ReplicaLoad | None = None
+        for_serving()
 
     async def generate(self, request: ReplicaRequest) -> AsyncIterator[Message]:
         """Streams one answer: pieces and an end, or one message that says why there is none."""

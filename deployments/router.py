@@ -18,6 +18,7 @@ from deployments.metrics import AUTOSCALING_TIMEOUT_S, RouterMetrics
 from deployments.openai_types import ApiRequest, ChatCompletionRequest
 from deployments.planning import Planning
 from deployments.prefix_memory import PREFIXES
+from deployments.process import for_serving
 from deployments.thinking import ThinkingSplit
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Router:
         self.metrics.tell_floors(args.tiers, self.planning.quality.ladder)
         if args.kv_tokens is not None:
             PREFIXES.pages_kept = max(1, args.kv_tokens // self.planning.model.block_size)
+        for_serving()
 
     async def find_replicas(self) -> None:
         """Asks all replicas for their load; the first call also makes Serve tell this process which ones there are."""

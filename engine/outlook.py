@@ -29,6 +29,7 @@ from engine.decoding.rung_choice import (
     worth_of,
 )
 from engine.pace import Ride, Riders, StepTable, ride
+from engine.scheduler import PATIENCE
 
 if TYPE_CHECKING:
     from engine.cost_model import ForwardCost, ForwardCostModel
@@ -65,7 +66,8 @@ class View:
     """The sequences with a deadline as riders of one forward.
 
     Attributes:
-        timed: the sequences, `riders` in their order. price: tokens that a second of the engine is worth.
+        timed: the sequences, `riders` in their order. fixed_s: of a forward, whoever rides: its base, and the share of
+            those without a deadline that have waited too long. price: tokens that a second of the engine is worth.
         crowd: of all sequences. best: the rung (index) of each ladder's best quality that is worth most.
     """
 
@@ -73,6 +75,7 @@ class View:
     riders: Riders
     table: StepTable
     ride: Ride
+    fixed_s: float
     price: float
     crowd: Crowd
     best: dict[Ladder, int]
@@ -105,7 +108,8 @@ class Outlook:
         timed = [sequence for sequence in sequences if sequence.timed and not sequence.given_up]
         table, rows = self._table(timed, worth, price)
         riders = self._riders(timed, rows, now)
-        return View(timed, riders, table, ride(riders, table, self.cost.base_s), price, crowd, best)
+        fixed_s = self.cost.base_s + self._overdue_s(sequences)
+        return View(timed, riders, table, ride(riders, table, fixed_s), fixed_s, price, crowd, best)
 
     def rungs(self, borders: Iterable[Sequence], view: View) -> dict[Sequence, Rung]:
         """The next rung of every sequence in `borders`, whose plans leave it open."""
@@ -193,7 +197,7 @@ class Outlook:
         # Where the rung that it would choose takes too much of the others' time, a faster one may not.
         for first in range(len(steps)):
             riders.first[-1] = first
-            together = ride(riders, table, self.cost.base_s)
+            together = ride(riders, table, view.fixed_s)
             if int(together.late.sum()) <= late_before and not together.tight[-1]:
                 return ladder.rungs[steps[int(together.places[-1])].rung]
         return None
@@ -235,6 +239,15 @@ class Outlook:
             prompt_s=self.cost.per_token_s * unread,
             share=np.ones(len(timed)),
         )
+
+    def _overdue_s(self, sequences: Iterable[Sequence]) -> float:
+        """What sequences without a deadline add to a forward in any case: `share_slots` takes one that is overdue."""
+        own_s = [
+            self.cost.own_s(sequence.rung.block_length, len(sequence.tokens))
+            for sequence in sequences
+            if not sequence.timed or sequence.given_up
+        ]
+        return sum(own_s) / max(len(own_s), PATIENCE)
 
     def _crowd(self, sequences: Seq[Sequence]) -> Crowd:
         count = max(len(sequences), 1)

@@ -22,7 +22,8 @@ Floats = NDArray[np.float64]
 SAFETY = 1.3
 """By how much the time of what is left may exceed its prediction."""
 KEPT = 1.1
-"""The same for what was let in before: below it a deadline counts as lost, and no newcomer may bring it there."""
+"""The same for what was let in before: below it a deadline counts as lost, and no newcomer may bring it there. A loose
+deadline rides so much more often than it has to: it can wait while others are tight, as long as there is time."""
 RESERVE = 2.0
 """The same while there is a rung to step to that leaves more room: who comes next is not known, and time that was spent
 on a slow rung does not come back."""
@@ -145,8 +146,8 @@ def ride(riders: Riders, table: StepTable, fixed_s: float) -> Ride:
         fitting = limit_s >= forward_s
         tight: NDArray[np.bool_] = np.logical_not(fitting.any(axis=1))
         places = np.where(tight, quickest, fitting.argmax(axis=1))
-        needed_s = pace_s[everyone, places] / RESERVE
-        # One whose pace is looser than the forward rides as often as that asks for.
+        needed_s = pace_s[everyone, places] / KEPT
+        # One whose pace is looser than the forward rides as often as that asks for: it waits while others are tight.
         duty = np.minimum(1.0, forward_s / np.maximum(needed_s, 1e-9))
         longer_s = fixed_s + float((own_s[everyone, places] * duty).sum())
         if longer_s <= forward_s * (1 + ENOUGH):

@@ -55,15 +55,16 @@ def test_answers_that_a_small_limit_cut_do_not_make_long_ones_rare() -> None:
     assert lengths.expect(30, 4000, "t", "r").reckoned == 900
 
 
-def test_experience_is_by_mode_and_within_bounds() -> None:
+def test_experience_is_by_tier_and_mode_and_within_bounds() -> None:
     calibration = Calibration()
-    calibration.observe("diffusion", 1.4)
-    assert calibration.scale("diffusion") == 1.0, "one answer is no experience"
+    calibration.observe("t", True, "diffusion", 1.4)
+    assert calibration.scale("t", True, "diffusion") == 1.0, "one answer is no experience"
     for _ in range(30):
-        calibration.observe("ar", 0.5)
-        calibration.observe("diffusion", 1.4)
-        calibration.observe("self_speculation", 90.0)
-    assert calibration.scale("ar") == 0.5
-    assert calibration.scale("diffusion") == 1.4
-    assert calibration.scale("self_speculation") == Calibration.MOST
-    assert Calibration().scale("ar") == 1.0
+        calibration.observe("t", True, "ar", 0.5)
+        calibration.observe("t", True, "diffusion", 1.4)
+        calibration.observe("t", True, "self_speculation", 90.0)
+    assert calibration.scale("t", True, "ar") == 0.5
+    assert calibration.scale("another", True, "ar") == calibration.scale("t", False, "ar") == 1.0
+    assert calibration.scale("t", True, "diffusion") == 1.4
+    assert calibration.scale("t", True, "self_speculation") == Calibration.MOST
+    assert Calibration().scale("t", True, "ar") == 1.0

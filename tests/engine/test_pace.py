@@ -79,7 +79,7 @@ def test_the_mean_forward_is_what_its_riders_add_as_often_as_they_ride(riders: l
     found = together(*riders)
     taken = 0.0
     for rider, place in zip(riders, found.places.tolist(), strict=True):
-        needed_s = rider.pace_s(place) / RESERVE
+        needed_s = rider.pace_s(place) / KEPT
         taken += rider.own_s(place) * (1.0 if needed_s <= found.forward_s else found.forward_s / needed_s)
     assert BASE_S + taken <= found.forward_s * (1 + 2 * ENOUGH)
     assert found.forward_s >= BASE_S
@@ -120,15 +120,20 @@ def rider(left_s: float, share: float = 1.0) -> Rider:
     return Rider((SLOW, FAST), tokens=40, left_s=left_s, share=share)
 
 
+def needed_s(forwards: float, own_s: float, margin: float) -> float:
+    """Time of so many forwards of one rider alone, which needs to take part in `KEPT` of `margin` of them."""
+    return forwards * margin * (BASE_S + own_s * KEPT / margin)
+
+
 def test_alone_with_time_enough_it_keeps_the_slow_rung_and_else_steps_down() -> None:
-    needed = 40 * (BASE_S + 1e-4) * RESERVE
+    needed = needed_s(40, 1e-4, RESERVE)
     assert together(rider(needed * 1.02)).places.tolist() == [0]
     assert together(rider(needed * 0.98)).places.tolist() == [1]
 
 
 def test_the_last_rung_needs_the_safety_only_and_is_lost_below_what_is_kept() -> None:
-    needed = 11 * (BASE_S + 2e-3)
-    easy, tight, late = (together(rider(needed * margin)) for margin in (SAFETY * 1.02, SAFETY * 0.97, KEPT * 0.97))
+    least, kept = needed_s(11, 2e-3, SAFETY), needed_s(11, 2e-3, KEPT)
+    easy, tight, late = (together(rider(left_s)) for left_s in (least * 1.02, least * 0.98, kept * 0.97))
     assert (easy.tight.tolist(), easy.late.tolist()) == ([False], [False])
     assert (tight.tight.tolist(), tight.late.tolist()) == ([True], [False])
     assert (late.tight.tolist(), late.late.tolist()) == ([True], [True])
@@ -155,7 +160,7 @@ def test_a_crowd_makes_it_step_down_and_in_the_end_late() -> None:
 def test_a_loose_deadline_rides_only_as_often_as_it_needs() -> None:
     heavy = (Step(0, 1.0, 0.0, 1.0, 10e-3),)
     always, often, seldom = (
-        together(Rider(heavy, tokens=40, left_s=40 * pace_s * RESERVE)) for pace_s in (9e-3, 20e-3, 120e-3)
+        together(Rider(heavy, tokens=40, left_s=40 * pace_s * KEPT)) for pace_s in (9e-3, 20e-3, 120e-3)
     )
     assert always.forward_s == pytest.approx(12e-3, rel=0.02)
     # A share d / 20 ms of forwards of d adds 10 ms: d = 2 ms + 10 ms * d / 20 ms.

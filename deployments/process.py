@@ -1,0 +1,23 @@
+"""Settings of a whole Python process that serves requests while an engine or a planner works beside them."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+SWITCH_S = 0.0005
+"""How long a thread may keep the interpreter while another one waits. A forward is hundreds of calls that each give it
+up for a moment, and with the default of 5 ms every one of them could wait that long for a request being parsed."""
+COLLECTIONS = (20_000, 20, 50)
+"""Allocations before the garbage of each generation is looked for."""
+
+
+def for_serving() -> None:
+    """Call once everything is loaded. What exists then is never looked through again for garbage.
+
+    Collections of model, tokenizer and modules stopped a replica for up to 130 ms, longer than a tight SLO.
+    """
+    sys.setswitchinterval(SWITCH_S)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECTIONS)
