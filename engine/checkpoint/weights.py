@@ -148,6 +148,14 @@ def check_weights(path: str | Path, config: ModelConfig) -> HeaderCheck:
     return check_model(Path(path), expected_tensors(config), optional)
 
 
+def checked_weights(path: str | Path, config: ModelConfig) -> HeaderCheck:
+    """`check_weights`, raising one CheckpointError with every problem."""
+    check = check_weights(path, config)
+    if check.problems:
+        raise CheckpointError(problem_list(f"{path} cannot be loaded", check.problems))
+    return check
+
+
 def check_adapter(path: str | Path, config: ModelConfig) -> tuple[HeaderCheck, float] | None:
     """Compares the draft adapter's headers with the config, and its scale; None where there is no adapter."""
     folder = Path(path) / ADAPTER_DIRECTORY
@@ -197,9 +205,7 @@ def open_weights(
 
     Raises CheckpointError with every problem of names, shapes and files, before any tensor is read.
     """
-    check = check_weights(path, config)
-    if check.problems:
-        raise CheckpointError(problem_list(f"{path} cannot be loaded", check.problems))
+    check = checked_weights(path, config)
     with _progress("Loading weights", check, shard) as advance:
         yield TensorReader(check, shard, dtype, torch.device(device), advance)
 
