@@ -36,15 +36,19 @@ TINY = ROOT / "engine" / "tiny" / "checkpoint"
 REQUESTS = mixed_requests()
 
 
-def workers(of: int | None = None) -> list[psutil.Process]:
-    """The worker processes below process `of` (None: this one)."""
-    found = []
-    for child in psutil.Process(of).children(recursive=True):
-        try:
-            if "engine.group.worker" in child.cmdline():
-                found.append(child)
-        except psutil.NoSuchProcess:
-            continue
+def directory_of(engine: Engine) -> Path:
+    group = engine.core.executor.group
+    assert group is not None
+    return group.store.parent
+
+
+def worker_in(directory: Path) -> psutil.Process:
+    """The process that is rank 1 of the group that meets in `directory`."""
+    [found] = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if process.info["cmdline"] and process.info["cmdline"][-2:] == [str(directory), "1"]
+    ]
     return found
 
 
@@ -62,10 +66,9 @@ def two_ranks() -> Iterator[Engine]:
     """The golden checkpoint on two ranks."""
     engine = golden(tp=2)
     yield engine
-    mine = workers()
-    assert len(mine) == 1
+    worker = worker_in(directory_of(engine))
     engine.close()
-    assert eventually(lambda: not mine[0].is_running(), 3), "a worker ends with its engine"
+    assert eventually(lambda: not worker.is_running(), 3), "a worker ends with its engine"
 
 
 @st.composite
@@ -115,6 +118,7 @@ def test_golden_cases_on_two_ranks(two_ranks: Engine) -> None:
     assert {case["mode"] for case in cases} == {"ar", "diffusion", "self_speculation"}
     requests = [(case["prompt"], GenerationOptions(**options_of(case)), None) for case in cases]
     tokens: list[list[int]] = [[] for _ in cases]
+    two_ranks.core.postprocessor.observer = None
     for index, event in two_ranks.run_sync(requests):
         if isinstance(event, Delta):
             tokens[index] += event.token_ids
@@ -154,7 +158,7 @@ def test_the_shipped_model_has_the_same_tokens_on_two_ranks() -> None:
 
 def test_a_waiting_worker_uses_no_cpu(two_ranks: Engine) -> None:
     run(two_ranks, REQUESTS[:1])
-    [worker] = workers()
+    worker = worker_in(directory_of(two_ranks))
     before = sum(worker.cpu_times()[:2])
     time.sleep(1.0)
     assert sum(worker.cpu_times()[:2]) - before <= 0.05
@@ -164,7 +168,7 @@ async def test_a_worker_that_dies_ends_streams_and_health_at_once() -> None:
     engine = golden(tp=2)
     engine.start()
     try:
-        [worker] = workers()
+        worker = worker_in(directory_of(engine))
         options = GenerationOptions(decoding="ar", max_tokens=400, min_tokens=400)
         async with aclosing(engine.generate(CASES[0]["prompt"], options)) as stream:
             await anext(stream)
@@ -189,7 +193,7 @@ async def test_a_worker_that_dies_while_idle_is_noticed() -> None:
     engine = golden(tp=2)
     engine.start()
     try:
-        [worker] = workers()
+        worker = worker_in(directory_of(engine))
         assert engine.running
         worker.kill()
         assert await asyncio.to_thread(eventually, lambda: not engine.running, 2)
@@ -200,7 +204,7 @@ async def test_a_worker_that_dies_while_idle_is_noticed() -> None:
 def test_an_engine_without_a_loop_says_which_rank_died() -> None:
     engine = golden(tp=2)
     try:
-        workers()[0].kill()
+        worker_in(directory_of(engine)).kill()
         with pytest.raises(RankFailed, match="rank 1 of 2"):
             run(engine, REQUESTS[:1])
     finally:
@@ -224,7 +228,7 @@ time.sleep(60)
         directory = Path(leader.stdout.readline().strip())
         assert directory.is_dir()
         assert directory.is_relative_to(tempfile.gettempdir())
-        [worker] = workers(leader.pid)
+        worker = worker_in(directory)
         time.sleep(0.5)
     finally:
         leader.kill()
