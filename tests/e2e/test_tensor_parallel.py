@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ray import serve
 from deployments.serve_local import ROOT
 from engine.tiny.tasks import generate
 from tests.e2e.conftest import wait_until_ready
+from tests.e2e.test_failures import eventually
 
 APP = "two-ranks"
 MODEL = "stepdial-tiny"
@@ -48,14 +48,17 @@ def two_ranks(url: str) -> Iterator[str]:
     wait_until_ready(address, 1)
     yield address
     serve.delete(APP)
-    assert ranks() == [], "no rank outlives its application"
+    assert eventually(lambda: ranks() == [], 5), "no rank outlives its application"
 
 
 def ranks() -> list[int]:
-    """Process ids of the actors of ranks other than 0."""
+    """Process ids of this cluster's actors of ranks other than 0."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = process.info["cmdline"]
+    for process in psutil.Process().children(recursive=True):
+        try:
+            line = process.cmdline()
+        except psutil.NoSuchProcess:
+            continue
         if line and line[0].startswith("ray::Rank."):
             found.append(process.pid)
     return found
@@ -103,10 +106,9 @@ def test_a_rank_that_dies_restarts_its_group_and_the_stream_goes_on(client: Open
 def test_a_rank_0_that_dies_takes_its_group_along(two_ranks: str) -> None:
     wait_until_ready(two_ranks, 1)
     [worker] = ranks()
-    board = httpx.post(f"{two_ranks}/v1/completions", json={"model": MODEL, "prompt": [1], "max_tokens": 2}, timeout=30)
-    replica = board.headers["x-stepdial-replica"]
+    answer = httpx.post(
+        f"{two_ranks}/v1/completions", json={"model": MODEL, "prompt": [1], "max_tokens": 2}, timeout=30
+    )
+    replica = answer.headers["x-stepdial-replica"]
     ray.kill(ray.get_actor(f"SERVE_REPLICA::{APP}#Replica#{replica}", namespace="serve"))
-    until = time.monotonic() + 5
-    while psutil.pid_exists(worker) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not psutil.pid_exists(worker)
+    assert eventually(lambda: not psutil.pid_exists(worker), 5)
