@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from engine.group.leader import Launcher
 
 DEVICE = torch.device("cpu")
+"""Where every rank computes."""
 
 
 def load_executor(path: Path, model: ModelConfig, config: EngineConfig, launcher: Launcher | None = None) -> Executor:
@@ -72,9 +73,11 @@ def _load_group(spec: RankSpec, model: ModelConfig, config: EngineConfig, launch
         group.await_all(Kind.LOADED)
         pages = _pages(model, config, part.dtype)
         group.tell(Kind.MEMORY, number(pages))
-        part.parallel.connect(file_store(group.store, spec.size), spec.backend)
         executor = Executor(part, pages, model.block_size, group)
+        # Only now, when all have what they need: who meets waits for the others.
         group.await_all(Kind.READY)
+        group.tell(Kind.MEET)
+        part.parallel.connect(file_store(group.store, spec.size), spec.backend)
     except BaseException:
         group.close()
         raise

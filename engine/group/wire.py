@@ -22,10 +22,11 @@ class Kind(IntEnum):
     JOIN = 1  # worker: here I am [rank, int64]
     SPEC = 2  # rank 0: what to load [RankSpec as JSON]
     LOADED = 3  # worker: the weights are there []
-    MEMORY = 4  # rank 0: meet the others and allocate K/V [pages, int64]
-    READY = 5  # worker: waiting for forwards []
-    STEP = 6  # rank 0: run this [segments, int64]
-    FAILED = 7  # worker: why it ends [text]
+    MEMORY = 4  # rank 0: allocate K/V [pages, int64]
+    READY = 5  # worker: K/V is there []
+    MEET = 6  # rank 0: connect to the other ranks, then wait for forwards []
+    STEP = 7  # rank 0: run this [segments, int64]
+    FAILED = 8  # worker: why it ends [text]
 
 
 @dataclass(frozen=True, slots=True)

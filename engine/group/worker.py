@@ -67,9 +67,10 @@ def _serve(channel: Channel, rank: int) -> None:
     model = load_part(spec, rank)
     channel.send(Kind.LOADED)
     pages = read_number(_expect(channel, Kind.MEMORY))
-    model.parallel.connect(file_store(Path(spec.store), spec.size), spec.backend)
     executor = Executor(model, pages, model.config.block_size)
     channel.send(Kind.READY)
+    _expect(channel, Kind.MEET)
+    model.parallel.connect(file_store(Path(spec.store), spec.size), spec.backend)
     while True:
         # Between two forwards it waits here, without using the CPU.
         segments = decode_segments(_expect(channel, Kind.STEP))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import tempfile
@@ -154,6 +155,30 @@ def test_the_shipped_model_has_the_same_tokens_on_two_ranks() -> None:
         finally:
             engine.close()
     assert answers[1] == answers[0]
+
+
+def test_run_batch_takes_the_number_of_ranks(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    cases = CASES[:3]
+    source.write_text("".join(json.dumps({"prompt_token_ids": c["prompt"], **options_of(c)}) + "\n" for c in cases))
+
+    def stepdial(tp: int) -> subprocess.CompletedProcess[str]:
+        target = tmp_path / f"out-{tp}.jsonl"
+        command = [sys.executable, "-m", "engine.cli", "run-batch", "--model", str(GOLDEN), "--input", str(source)]
+        return subprocess.run(
+            [*command, "--output", str(target), "--threads", "1", "--tp", str(tp)],
+            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    done = stepdial(2)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out-2.jsonl").read_text().splitlines()]
+    assert [row["token_ids"] for row in rows] == [expected(case).token_ids for case in cases]
+    refused = stepdial(4)
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "error: tp is 4, but 4 ranks do not divide num_key_value_heads (2); allowed for this checkpoint: 1, 2\n"
+    )
 
 
 def test_a_waiting_worker_uses_no_cpu(two_ranks: Engine) -> None:
