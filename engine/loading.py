@@ -73,11 +73,14 @@ def _load_group(spec: RankSpec, model: ModelConfig, config: EngineConfig, launch
         group.await_all(Kind.LOADED)
         pages = _pages(model, config, part.dtype)
         group.tell(Kind.MEMORY, number(pages))
-        executor = Executor(part, pages, model.block_size, group)
+        executor = Executor(part, pages, model.block_size, group=group)
         # Only now, when all have what they need: who meets waits for the others.
         group.await_all(Kind.READY)
         group.tell(Kind.MEET)
         part.parallel.connect(file_store(group.store, spec.size), spec.backend)
+        if spec.backend == "gloo":
+            # All have met, and gloo asks the store for nothing more; NCCL may.
+            group.remove_directory()
     except BaseException:
         group.close()
         raise

@@ -130,6 +130,10 @@ class Group:
         for channel in self._channels.values():
             channel.socket.close()
         self._channels, self._workers = {}, {}
+        self.remove_directory()
+
+    def remove_directory(self) -> None:
+        """Once the ranks have met: what is removed now is not left behind by a kill."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _accept(self, listener: socket.socket) -> None:
