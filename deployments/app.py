@@ -9,6 +9,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 
 from deployments.autoscaling import QueueSecondsPolicy
 from deployments.ingress import Ingress
+from deployments.ranks import placement
 from deployments.replica import Replica
 from deployments.settings import AppArgs
 
@@ -19,7 +20,6 @@ METRICS_WINDOW = 4
 def build(args: AppArgs) -> serve.Application:
     """Router and replicas with the options that follow from `args`."""
     replica = serve.deployment(Replica, name="Replica").options(
-        ray_actor_options={"num_cpus": args.replica_cpus},
         max_ongoing_requests=args.max_ongoing_requests,
         graceful_shutdown_timeout_s=args.drain_s,
         graceful_shutdown_wait_loop_s=0.2,
@@ -28,6 +28,7 @@ def build(args: AppArgs) -> serve.Application:
             request_router_class="deployments.replica_choice:WorkRouter",
             request_routing_stats_period_s=args.routing_stats_period_s,
         ),
+        **placement(args),
         **_replicas(args),
     )
     router = serve.deployment(serve.ingress()(Ingress), name="Router").options(

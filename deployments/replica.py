@@ -20,6 +20,7 @@ from deployments.messages import Done, Failed, Invalid, Message, NotInTime, Piec
 from deployments.metrics import EngineMetrics
 from deployments.prediction import Size, predict
 from deployments.process import for_serving
+from deployments.ranks import ActorLauncher
 from deployments.settings import AppArgs
 from engine.errors import EngineStopped, InvalidRequest, QueueFull
 from engine.events import Delta, Finished
@@ -33,7 +34,10 @@ LOAD_MAX_AGE_S = 0.05
 
 
 class Replica:
-    """Runs the engine. Requests wait in the engine's queue, so that the work of a replica is known in one place."""
+    """Runs the engine, as its only rank or as rank 0 of a tensor-parallel group (`ranks.py`).
+
+    Requests wait in the engine's queue, so that the work of a replica is known in one place.
+    """
 
     def __init__(self, args: AppArgs) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -45,13 +49,16 @@ class Replica:
         config = EngineConfig(
             dtype=args.dtype,
             threads=args.threads,
+            tp=args.tp,
+            tp_backend=args.tp_backend,
             max_sequences=args.max_sequences,
             max_waiting=args.max_waiting,
             kv_tokens=args.kv_tokens,
             cost_model=args.cost_model,
         )
         self.name: str = serve.get_replica_context().replica_id.unique_id
-        self.engine = Engine.from_pretrained(args.model, config)
+        self.ranks = ActorLauncher(args)
+        self.engine = Engine.from_pretrained(args.model, config, launcher=self.ranks)
         warm_up(self.engine)
         self.engine.start()
         self.meter = LoadMeter(self.name, config.prefill_chunk, self.engine.ladder)
@@ -117,8 +124,9 @@ class Replica:
         return {"queue_s": self.load().queue_s, **parts}
 
     def check_health(self) -> None:
-        """Raises when the engine's loop is dead; Serve then replaces this replica."""
+        """Raises when the engine's loop or another rank is dead; Serve then replaces this replica, all ranks of it."""
         if not self.engine.running:
+            self.ranks.raise_death()
             raise EngineStopped("the engine's loop is not running")
 
     def metrics_text(self) -> tuple[str, str]:
@@ -128,7 +136,7 @@ class Replica:
     def __del__(self) -> None:
         # Serve calls it after the open streams have ended or their grace is over.
         if hasattr(self, "engine"):
-            self.engine.stop()
+            self.engine.close()
 
     def _learn(self, plan: Plan, size: Size, event: Finished, load: ReplicaLoad, latency_s: float) -> None:
         """Compares the latency with what would have been predicted for the length that the answer really had."""

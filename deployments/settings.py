@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from deployments.keys import ApiKey
 from deployments.tiers import DEFAULT_TIER, SERVICE_TIERS, TIERS, Tier, capacity_share
+from engine.checkpoint.config import ModelConfig
+from engine.checkpoint.memory import check_tensor_parallel
+from engine.errors import CheckpointError
 
 SHIPPED_MODEL = Path(__file__).parent.parent / "engine" / "tiny" / "checkpoint"
 
@@ -23,7 +26,14 @@ class AppArgs(BaseModel):
 
     min_replicas: int = Field(1, ge=1, le=1024, description="Replicas that always run.")
     max_replicas: int = Field(1, ge=1, le=1024, description="Replicas that load may start.")
-    replica_cpus: float = Field(0.5, ge=0, le=1024, description="Logical CPUs that Ray reserves for a replica.")
+    tp: Literal[1, 2, 4, 8] = Field(
+        1, description="Tensor parallelism: ranks of a replica, a process on one node each."
+    )
+    tp_backend: Literal["auto", "gloo", "nccl"] = Field(
+        "auto", description="How ranks exchange tensors; auto = nccl between GPUs, gloo between CPU processes."
+    )
+    replica_cpus: float = Field(0.5, ge=0, le=1024, description="Logical CPUs that Ray reserves for each rank.")
+    replica_gpus: int = Field(0, ge=0, le=1, description="GPUs that Ray reserves for each rank.")
     target_queue_s: float = Field(2.0, gt=0, le=3600, description="Seconds of work per replica to scale for, of tiers "
                                   "that set none of their own.")  # fmt: skip
     upscale_delay_s: float = Field(2.0, ge=0, description="Seconds that more work must last before a replica starts.")
@@ -66,6 +76,12 @@ class AppArgs(BaseModel):
             raise ValueError(f"{path} has no config.json; allowed: a checkpoint directory")
         return str(path)
 
+    @field_validator("tp", mode="before")
+    @classmethod
+    def _tp_as_text(cls, value: object) -> object:
+        """`tp=2` on the command line arrives as text."""
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
     @field_validator("max_replicas")
     @classmethod
     def _max_is_not_below_min(cls, value: int, info: object) -> int:
@@ -83,6 +99,21 @@ class AppArgs(BaseModel):
             if twice is not None:
                 raise ValueError(f"api_keys has the {field} {twice!r} twice; allowed: once")
         return value
+
+    @model_validator(mode="after")
+    def _ranks_can_be_placed(self) -> AppArgs:
+        if self.tp == 1:
+            return self
+        if not self.replica_cpus and not self.replica_gpus:
+            raise ValueError(
+                f"replica_cpus and replica_gpus are 0; allowed with tp {self.tp}: more than 0 of one of them "
+                "(a placement group has to reserve something)"
+            )
+        try:
+            check_tensor_parallel(ModelConfig.from_dir(self.model), self.tp)
+        except CheckpointError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     @model_validator(mode="after")
     def _tiers_fit_together(self) -> AppArgs:

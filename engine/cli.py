@@ -28,6 +28,7 @@ def run_batch_command(
     output: Annotated[Path, typer.Option(help="JSON lines, one answer each, in input order.")],
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Arithmetic type.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Torch threads.", min=1)] = None,
+    tp: Annotated[Literal["1", "2", "4", "8"], typer.Option(help="Processes that share the model.")] = "1",
 ) -> None:
     """Answer a file of requests offline."""
     from engine.config import EngineConfig
@@ -36,7 +37,11 @@ def run_batch_command(
     from engine.run_batch import run_batch_files
 
     try:
-        answered, failed = run_batch_files(LLM(model, EngineConfig(dtype=dtype, threads=threads)), input, output)
+        llm = LLM(model, EngineConfig.model_validate({"dtype": dtype, "threads": threads, "tp": int(tp)}))
+        try:
+            answered, failed = run_batch_files(llm, input, output)
+        finally:
+            llm.close()
     except StepdialError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None

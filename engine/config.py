@@ -16,6 +16,12 @@ class EngineConfig(BaseModel):
         "auto", description="Arithmetic type of weights and K/V; auto = float32, which is what a CPU is fastest in."
     )
     threads: int | None = Field(None, ge=1, description="Torch threads of the forward; null = torch's own choice.")
+    tp: Literal[1, 2, 4, 8] = Field(
+        1, description="Tensor parallelism: processes that share the model, each with a device of its own."
+    )
+    tp_backend: Literal["auto", "gloo", "nccl"] = Field(
+        "auto", description="How the ranks exchange tensors; auto = nccl between GPUs, gloo between CPU processes."
+    )
     max_sequences: int = Field(256, ge=1, le=4096, description="Sequences that may hold K/V at the same time.")
     max_waiting: int = Field(4096, ge=1, description="Requests that may wait; one more is refused.")
     max_forward_tokens: int = Field(2048, ge=16, description="Slots of one forward: query tokens over all sequences.")

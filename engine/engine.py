@@ -18,27 +18,29 @@ import torch
 from engine.checkpoint.config import ModelConfig
 from engine.checkpoint.identity import check_identity
 from engine.checkpoint.tokenizer import Tokenizer
-from engine.checkpoint.weights import load_draft_adapter, load_weights
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.cost_model import ForwardCostModel
-from engine.errors import CheckpointError, EngineStopped, QueueFull
+from engine.errors import CheckpointError, EngineStopped, QueueFull, RankFailed
 from engine.events import Event, Finished
-from engine.executor import Executor, page_count
+from engine.executor import Executor
 from engine.intake import Intake
 from engine.kv_cache import PagePool
-from engine.model.transformer import Transformer
+from engine.loading import load_executor
 from engine.plan import Plan, Rung
 from engine.request import GenerationOptions
 from engine.sequence import Sequence
 
 if TYPE_CHECKING:
+    from engine.group.leader import Launcher
     from engine.outlook import Newcomer
     from engine.stats import EngineStats
 
 log = logging.getLogger("stepdial.engine")
 LADDER_FILE = "ladder.json"
 MAX_RUNGS = 8
+FAILED_STOP_S = 5.0
+"""Seconds that `stop` waits for the loop of an engine that has failed."""
 
 
 class _Stream:
@@ -50,10 +52,11 @@ class _Stream:
 
 
 class Engine:
-    """Serves one checkpoint on one device.
+    """Serves one checkpoint, on one device or on a tensor-parallel group of them of which this process is rank 0.
 
-    `from_pretrained` loads; `start` runs the loop in a thread; `generate` streams events; `stop` ends it. Without
-    `start`, `run_sync` drives the same loop from the caller's thread (scripts, offline batches).
+    `from_pretrained` loads; `start` runs the loop in a thread; `generate` streams events; `stop` ends it, and `close`
+    ends the other ranks too. Without `start`, `run_sync` drives the same loop from the caller's thread (scripts,
+    offline batches).
 
     Attributes:
         model_config: shapes and special ids. tokenizer: None for checkpoints of bare ids. ladder: the rungs saved
@@ -93,39 +96,41 @@ class Engine:
 
     @staticmethod
     def from_pretrained(
-        path: str | Path, config: EngineConfig | None = None, ladder: tuple[Rung, ...] | None = None
+        path: str | Path,
+        config: EngineConfig | None = None,
+        ladder: tuple[Rung, ...] | None = None,
+        launcher: Launcher | None = None,
     ) -> Engine:
-        """Loads a checkpoint directory. Raises CheckpointError with every problem found.
+        """Loads a checkpoint directory. Raises CheckpointError with every problem found, RankFailed when another rank
+        of the group cannot start.
 
-        `ladder`: rungs to use instead of those saved beside the checkpoint.
+        Args:
+            ladder: rungs to use instead of those saved beside the checkpoint.
+            launcher: starts the other ranks where `config.tp` is above 1; None = as child processes.
         """
         config = config or EngineConfig()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         path = Path(path)
         model_config = ModelConfig.from_dir(path)
-        dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-        weights = load_weights(path, model_config, dtype=dtype, device="cpu")
-        adapter = load_draft_adapter(path, model_config, dtype=dtype)
-        model = Transformer(model_config, weights, adapter)
-        page_size = model_config.block_size
-        pages = page_count(
-            config.kv_tokens,
-            page_size,
-            model_config.kv_bytes_per_token(dtype),
-            _free_memory_bytes(),
-            config.kv_memory_fraction,
-            config.max_kv_tokens,
-        )
-        return Engine(
-            model_config,
-            config,
-            Executor(model, pages, page_size),
-            PagePool(pages, page_size, config.prefix_reuse),
-            Tokenizer.from_dir(path),
-            load_ladder(path) if ladder is None else ladder,
-            load_cost_model(config.cost_model),
-        )
+        executor = load_executor(path, model_config, config, launcher)
+        try:
+            page_size = executor.page_size
+            engine = Engine(
+                model_config,
+                config,
+                executor,
+                PagePool(executor.kv.shape[1] // page_size, page_size, config.prefix_reuse),
+                Tokenizer.from_dir(path),
+                load_ladder(path) if ladder is None else ladder,
+                load_cost_model(config.cost_model),
+            )
+        except BaseException:
+            executor.close()
+            raise
+        if executor.group is not None:
+            executor.group.watch(engine.fail)
+        return engine
 
     def start(self) -> None:
         """Starts the loop's thread. Does nothing if it runs."""
@@ -140,9 +145,22 @@ class Engine:
         if thread is not None:
             self._stopping = True
             self._wake.set()
-            thread.join()
+            # A forward that waits for a rank that is gone may never end.
+            thread.join(None if self._failure is None else FAILED_STOP_S)
         if self.config.cost_model is not None:
             Path(self.config.cost_model).write_text(json.dumps(self.cost_model.to_dict()), encoding="utf-8")
+
+    def close(self) -> None:
+        """`stop`, and the end of the other ranks: the engine cannot be started again."""
+        self.stop()
+        self.core.executor.close()
+
+    def fail(self, error: RankFailed) -> None:
+        """Another rank has ended: ends all streams with EngineStopped, whatever the loop is doing."""
+        if self._failure is None:
+            self._failure = error
+        self._wake.set()
+        self._end_streams(EngineStopped(str(error)))
 
     @property
     def running(self) -> bool:
@@ -231,7 +249,7 @@ class Engine:
 
     def _check_alive(self) -> None:
         if self._failure is not None:
-            raise EngineStopped(f"the engine's loop died: {self._failure!r}")
+            raise _stopped_by(self._failure)
         if self._thread is None or self._stopping:
             raise EngineStopped("the engine is not running; call start() first")
 
@@ -241,18 +259,19 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            while not self._stopping:
+            while not self._stopping and self._failure is None:
                 self._read_inbox()
                 if self.core.idle:
                     self._wake.wait(timeout=1.0)
                     self._wake.clear()
                 else:
                     self._deliver(self.core.step())
-            self._end_streams(EngineStopped("the engine was stopped"))
+            if self._failure is None:
+                self._end_streams(EngineStopped("the engine was stopped"))
         except BaseException as error:
             log.exception("the engine's loop died")
             self._failure = error
-            self._end_streams(EngineStopped(f"the engine's loop died: {error!r}"))
+            self._end_streams(_stopped_by(error))
 
     def _read_inbox(self) -> None:
         while self._inbox:
@@ -289,6 +308,11 @@ def _call_in(loop: asyncio.AbstractEventLoop, batch: list[tuple[_Stream, Event |
         log.debug("dropped %d events of a closed loop", len(batch))
 
 
+def _stopped_by(error: BaseException) -> EngineStopped:
+    """What readers of streams are told of the loop's death."""
+    return EngineStopped(str(error) if isinstance(error, RankFailed) else f"the engine's loop died: {error!r}")
+
+
 def load_ladder(path: str | Path) -> tuple[Rung, ...]:
     """The rungs saved beside a checkpoint, best first; empty without a file. Raises CheckpointError on a bad one."""
     file = Path(path) / LADDER_FILE
@@ -313,12 +337,3 @@ def load_cost_model(file: str | Path | None) -> ForwardCostModel | None:
         return ForwardCostModel.from_dict(json.loads(Path(file).read_text(encoding="utf-8")))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} is not a cost model: {error!r}") from None
-
-
-def _free_memory_bytes() -> int:
-    """Memory that the machine can still give, in bytes."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/meminfo has no MemAvailable line; set kv_tokens")

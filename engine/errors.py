@@ -31,3 +31,7 @@ class EngineStopped(StepdialError):
 
 class QueueFull(StepdialError):
     """The engine's waiting queue is at its bound; nothing was spent on the request."""
+
+
+class RankFailed(StepdialError):
+    """A rank of a tensor-parallel group could not start, or has ended: the whole group is of no use any more."""

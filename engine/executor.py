@@ -1,4 +1,7 @@
-"""Runs batches: owns the weights and the K/V tensor. One process, one device."""
+"""Runs batches: owns one rank's weights and K/V tensor. One process, one device.
+
+With several ranks, rank 0's executor tells the others every batch that it lays out (`engine/group/`).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,12 @@ import torch
 from torch import Tensor
 
 from engine.batch import Segment, build_batch
+from engine.group.flat_batch import encode_segments
+from engine.group.wire import Kind
 
 if TYPE_CHECKING:
     from engine.batch import ForwardBatch
+    from engine.group.leader import Group
     from engine.model.transformer import Transformer
 
 
@@ -18,12 +24,15 @@ class Executor:
     """The model with its K/V memory.
 
     Attributes:
-        kv: `[layers, slots, 2, kv_heads, head_dim]`; slots = pages * page_size, page 0 is the null page.
+        kv: `[layers, slots, 2, kv_heads, head_dim]`, the heads of this rank; slots = pages * page_size, page 0 is the
+            null page.
+        group: the other ranks, for rank 0 of several.
     """
 
-    def __init__(self, model: Transformer, pages: int, page_size: int) -> None:
+    def __init__(self, model: Transformer, pages: int, page_size: int, group: Group | None = None) -> None:
         config = model.config
         self.model = model
+        self.group = group
         self.page_size = page_size
         # Zeroed, because keys beyond a row's reach are multiplied by a weight of zero, which must stay zero.
         self.kv = torch.zeros(
@@ -37,17 +46,40 @@ class Executor:
         )
 
     def batch(self, segments: list[Segment]) -> ForwardBatch:
-        """Lays out the next forward."""
+        """Lays out the next forward, which must be run: the other ranks hear of it here and begin at once.
+
+        Raises RankFailed when one of them is gone.
+        """
+        if self.group is not None:
+            self.group.tell(Kind.STEP, encode_segments(segments))
         config = self.model.config
         packed = self.model.head.packed
         return build_batch(segments, self.page_size, config.num_heads, config.num_kv_heads, self.model.dtype, packed)
 
     def run(self, batch: ForwardBatch) -> Tensor:
-        """One forward; returns float32 logits `[wanted, vocab]` in the order the segments asked for them."""
+        """One forward; returns float32 logits `[wanted, vocab]` in the order the segments asked for them.
+
+        Raises RankFailed when another rank ended meanwhile.
+        """
+        try:
+            return self._run(batch)
+        except RuntimeError as error:
+            failure = None if self.group is None else self.group.known_failure()
+            if failure is None:
+                raise
+            raise failure from error
+
+    def close(self) -> None:
+        """Ends the other ranks; nothing can be run after it."""
+        if self.group is not None:
+            self.group.close()
+
+    def _run(self, batch: ForwardBatch) -> Tensor:
         with torch.inference_mode():
             hidden = self.model.forward(batch, self.kv)
             if batch.wanted == 0:
-                return hidden.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
+                vocabulary = self.model.config.vocab_size * self.model.parallel.shard.size
+                return hidden.new_empty(0, vocabulary, dtype=torch.float32)
             return self.model.logits(hidden, batch.logit_rows)[: batch.wanted].float()
 
 

@@ -41,6 +41,10 @@ class LLM:
     def __init__(self, path: str | Path, config: EngineConfig | None = None) -> None:
         self.engine = Engine.from_pretrained(path, config)
 
+    def close(self) -> None:
+        """Ends the other ranks of a tensor-parallel engine; they end with this process in any case."""
+        self.engine.close()
+
     def encode(self, prompt: Prompt, /, **template_options: Any) -> list[int]:
         """Token ids of a prompt. Raises InvalidRequest where the checkpoint has no tokenizer for it."""
         if not isinstance(prompt, str) and all(isinstance(token, int) for token in prompt):

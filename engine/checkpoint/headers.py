@@ -26,9 +26,14 @@ class TensorHeader:
     dtype: str
 
     @property
+    def element_bytes(self) -> int:
+        """Size of one element; 0 for an element type that is not loaded."""
+        return ELEMENT_BYTES.get(self.dtype, 0)
+
+    @property
     def bytes(self) -> int:
         """Size in the file; 0 for an element type that is not loaded."""
-        size = ELEMENT_BYTES.get(self.dtype, 0)
+        size = self.element_bytes
         for length in self.shape:
             size *= length
         return size

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.checkpoint.config import dtype_bytes
+from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
     from engine.checkpoint.config import ModelConfig
@@ -62,6 +63,14 @@ def tensor_parallel_problem(config: ModelConfig, ranks: int) -> str | None:
         if value % ranks:
             return f"{ranks} ranks do not divide {name} ({value})"
     return None
+
+
+def check_tensor_parallel(config: ModelConfig, ranks: int) -> None:
+    """Raises CheckpointError where the model cannot be cut for `tp` = `ranks`, with what is allowed."""
+    problem = tensor_parallel_problem(config, ranks)
+    if problem is not None:
+        allowed = [str(size) for size in TENSOR_PARALLEL if tensor_parallel_problem(config, size) is None]
+        raise CheckpointError(f"tp is {ranks}, but {problem}; allowed for this checkpoint: {', '.join(allowed)}")
 
 
 def tokens_that_fit(

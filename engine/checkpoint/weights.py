@@ -1,14 +1,18 @@
-"""Loads a checkpoint's tensors, after every name and shape was compared with the config (contract section 2)."""
+"""Loads a checkpoint's tensors, after every name and shape was compared with the config (contract section 2).
+
+A rank reads only its part of each tensor, in pieces, when the model asks for it: beside what the model keeps there is
+never more than one tensor in memory.
+"""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from safetensors import safe_open
@@ -16,8 +20,9 @@ from torch import Tensor
 
 from engine.checkpoint.adapter_config import ADAPTER_DIRECTORY, ADAPTER_FILE, read_adapter_config
 from engine.checkpoint.config import problem_list
-from engine.checkpoint.headers import HeaderCheck, Shapes, TensorHeader, check_file, check_model
+from engine.checkpoint.headers import HeaderCheck, Shapes, check_file, check_model
 from engine.errors import CheckpointError
+from engine.model.parallel import WHOLE, Shard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +32,65 @@ if TYPE_CHECKING:
 EMBEDDING = "encoder.embed_tokens.weight"
 HEAD = "diffusion_head.weight"
 PROGRESS_FROM_BYTES = 1 << 30
+PIECE_BYTES = 64 << 20
+"""A tensor is copied in pieces of so many bytes of its file, whose mapping ends with each piece: mapped pages count as
+memory of the process as long as they are mapped."""
+
+
+class Weights(Protocol):
+    """Where a model takes its tensors from: a dict of them, or a `TensorReader`."""
+
+    def pop(self, name: str, /) -> Tensor: ...
+
+
+class TensorReader:
+    """Reads a rank's part of a tensor from its file when it is asked for it.
+
+    Attributes:
+        shard: the part to read.
+    """
+
+    def __init__(
+        self,
+        check: HeaderCheck,
+        shard: Shard,
+        dtype: torch.dtype,
+        device: torch.device,
+        advance: Callable[[int], None],
+    ) -> None:
+        """Takes a `check` without problems; `advance` is told the bytes as they are read."""
+        self.shard = shard
+        self._check = check
+        self._dtype = dtype
+        self._device = device
+        self._advance = advance
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors in the files."""
+        return list(self._check.tensors)
+
+    def pop(self, name: str, /) -> Tensor:
+        """This rank's part of tensor `name`, in the reader's dtype on its device; a tied head is the embedding.
+
+        It is copied out of the mapped file: its memory is aligned, which the bits of a CPU product may depend on, and
+        a checkpoint may be replaced while it is served.
+        """
+        if name == HEAD and name not in self._check.tensors:
+            name = EMBEDDING
+        header = self._check.tensors[name]
+        first, *others = self.shard.slices(name, header.shape)
+        shape = [axis.stop - axis.start for axis in (first, *others)]
+        target = torch.empty(shape, dtype=self._dtype, device=self._device)
+        step = max(1, PIECE_BYTES * header.shape[0] // max(1, header.bytes))
+        for begin in range(first.start, first.stop, step):
+            rows = slice(begin, min(begin + step, first.stop))
+            with safe_open(header.file, framework="pt") as opened:
+                piece = opened.get_slice(name)[(rows, *others)]
+                target[rows.start - first.start : rows.stop - first.start].copy_(piece)
+            self._advance(piece.numel() * header.element_bytes)
+            del piece
+        return target
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +148,14 @@ def check_weights(path: str | Path, config: ModelConfig) -> HeaderCheck:
     return check_model(Path(path), expected_tensors(config), optional)
 
 
+def checked_weights(path: str | Path, config: ModelConfig) -> HeaderCheck:
+    """`check_weights`, raising one CheckpointError with every problem."""
+    check = check_weights(path, config)
+    if check.problems:
+        raise CheckpointError(problem_list(f"{path} cannot be loaded", check.problems))
+    return check
+
+
 def check_adapter(path: str | Path, config: ModelConfig) -> tuple[HeaderCheck, float] | None:
     """Compares the draft adapter's headers with the config, and its scale; None where there is no adapter."""
     folder = Path(path) / ADAPTER_DIRECTORY
@@ -105,21 +177,37 @@ def load_weights(
     config: ModelConfig,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    shard: Shard = WHOLE,
 ) -> dict[str, Tensor]:
-    """All tensors of `expected_tensors`, in `dtype` on `device`; a bar on the terminal shows the progress of big ones.
+    """All tensors of `expected_tensors` at once, of each the part of `shard`, in `dtype` on `device`.
 
     A tied checkpoint's head is its embedding, the same tensor; where the files hold a head of their own, that one
     is used whatever the config says of tying, as transformers does.
 
     Raises CheckpointError with every problem of names, shapes and files, before any tensor is read.
     """
-    check = check_weights(path, config)
-    if check.problems:
-        raise CheckpointError(problem_list(f"{path} cannot be loaded", check.problems))
-    weights = _read_tensors(check, dtype, torch.device(device), "Loading weights")
+    with open_weights(path, config, dtype, device, shard) as reader:
+        weights = {name: reader.pop(name) for name in reader.names}
     if HEAD not in weights:
         weights[HEAD] = weights[EMBEDDING]
     return weights
+
+
+@contextmanager
+def open_weights(
+    path: str | Path,
+    config: ModelConfig,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    shard: Shard = WHOLE,
+) -> Iterator[TensorReader]:
+    """A reader of `shard`'s part of the model's tensors; on rank 0's terminal a bar shows the progress of big ones.
+
+    Raises CheckpointError with every problem of names, shapes and files, before any tensor is read.
+    """
+    check = checked_weights(path, config)
+    with _progress("Loading weights", check, shard) as advance:
+        yield TensorReader(check, shard, dtype, torch.device(device), advance)
 
 
 def load_draft_adapter(
@@ -127,8 +215,11 @@ def load_draft_adapter(
     config: ModelConfig,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    shard: Shard = WHOLE,
 ) -> DraftAdapter | None:
     """The adapter in `linear_spec_lora/`, or None where that folder is absent (base models, Megatron-Bridge exports).
+
+    Of A the columns of `shard`, of B everything.
 
     Raises CheckpointError with every problem of its config, names and shapes.
     """
@@ -138,38 +229,33 @@ def load_draft_adapter(
     check, scale = found
     if check.problems:
         raise CheckpointError(problem_list(f"{Path(path) / ADAPTER_DIRECTORY} cannot be loaded", check.problems))
-    tensors = _read_tensors(check, dtype, torch.device(device), "Loading draft adapter")
     names = [f"base_model.model.encoder.layers.{index}.self_attn.o_proj" for index in range(config.num_layers)]
-    pairs = [(tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in names]
+    with _progress("Loading draft adapter", check, shard) as advance:
+        reader = TensorReader(check, shard, dtype, torch.device(device), advance)
+        pairs = [(reader.pop(f"{name}.lora_A.weight"), reader.pop(f"{name}.lora_B.weight")) for name in names]
     return DraftAdapter(tuple(pairs), scale)
 
 
-def _read_tensors(check: HeaderCheck, dtype: torch.dtype, device: torch.device, title: str) -> dict[str, Tensor]:
-    """Reads file by file. Tensors are copied out of the mapped file: their memory is aligned, which the bits of a CPU
-    product may depend on, and a checkpoint may be replaced while it is served."""
-
-    def file_of(item: tuple[str, TensorHeader]) -> Path:
-        return item[1].file
-
-    tensors: dict[str, Tensor] = {}
-    with _progress(title, check.bytes) as advance:
-        for file, items in groupby(sorted(check.tensors.items(), key=file_of), key=file_of):
-            with safe_open(file, framework="pt") as opened:
-                for name, header in items:
-                    tensors[name] = opened.get_tensor(name).to(device, dtype, copy=True)
-                    advance(header.bytes)
-    return tensors
+def shard_bytes(check: HeaderCheck, shard: Shard) -> int:
+    """Bytes of `shard`'s part of the tensors in their files."""
+    total = 0
+    for name, header in check.tensors.items():
+        parts = shard.slices(name, header.shape)
+        total += math.prod(part.stop - part.start for part in parts) * header.element_bytes
+    return total
 
 
 @contextmanager
-def _progress(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; silent for small models and where stderr is no terminal."""
-    if total_bytes < PROGRESS_FROM_BYTES or not sys.stderr.isatty():
+def _progress(title: str, check: HeaderCheck, shard: Shard) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr; silent for small models, on ranks other than 0, and where stderr is no terminal."""
+    total_bytes = shard_bytes(check, shard)
+    if total_bytes < PROGRESS_FROM_BYTES or shard.rank or not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+    title = title if shard.size == 1 else f"{title} (rank 0 of {shard.size})"
     columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total_bytes)

@@ -1,7 +1,8 @@
 """The Ministral-3 style decoder of the family, as plain tensors and functions (contract 3.1).
 
 One `forward` serves every mode: the batch says per token where it stands, what it may see and whether the draft
-adapter applies. There is no mode switch in here.
+adapter applies. There is no mode switch in here. On several ranks each holds its part of every layer and of the
+vocabulary (`engine/model/parallel.py`); all of them run the same `forward`.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.model.linear import Linear
+from engine.model.parallel import TensorParallel, rank_config
 from engine.model.rope import apply_rotary, attention_factor, query_scale, rotary, yarn_frequencies
 from kernels.attention import reach_attention
 
 if TYPE_CHECKING:
     from engine.batch import ForwardBatch
     from engine.checkpoint.config import ModelConfig
-    from engine.checkpoint.weights import DraftAdapter
+    from engine.checkpoint.weights import DraftAdapter, Weights
 
 
 @dataclass(slots=True)
 class Layer:
-    """Weights of one decoder layer; q, k, v and gate, up are stacked, so that each of the two is one product."""
+    """Weights of one decoder layer; q, k, v and gate, up are stacked, so that each of the two is one product.
+
+    Sizes are those of one rank's part.
+    """
 
     input_norm: Tensor  # [hidden]
     qkv: Linear  # hidden -> q_size + 2 kv_size
@@ -36,12 +41,31 @@ class Layer:
 
 
 class Transformer:
-    """Embedding, decoder layers, final norm and the one head that AR and diffusion share."""
+    """Embedding, decoder layers, final norm and the one head that AR and diffusion share.
 
-    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], adapter: DraftAdapter | None = None) -> None:
-        """Takes the tensors of `load_weights` (they are popped, so that stacking holds no second copy)."""
+    Attributes:
+        config: the shapes of this rank's part: its heads, its part of MLP and vocabulary (alone: the checkpoint's).
+        parallel: this rank's place in its group.
+        first_token: the id of the first row of this rank's part of embedding and head.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        adapter: DraftAdapter | None = None,
+        parallel: TensorParallel | None = None,
+    ) -> None:
+        """Takes `config` of the whole model and this rank's `weights` and `adapter` (`engine/checkpoint/weights.py`).
+
+        Tensors are popped one after the other, the big tables first, so that no second copy of the model is held.
+        """
+        self.parallel = parallel or TensorParallel()
+        shard = self.parallel.shard
+        config = config if shard.size == 1 else rank_config(config, shard.size)
         self.config = config
         self.adapter = adapter
+        self.first_token = shard.rank * config.vocab_size
         self.embedding = weights.pop("encoder.embed_tokens.weight")  # [vocab, hidden]
         self.norm = weights.pop("encoder.norm.weight")
         self.head = Linear(weights.pop("diffusion_head.weight"))  # hidden -> vocab
@@ -77,7 +101,7 @@ class Transformer:
             # Keys keep their size: times exactly 1.
             stretch = query_scale(batch.positions, config.rope, self.dtype).repeat(1, heads + kv_heads, 1)
             stretch[:, heads:] = 1
-        x = F.embedding(batch.token_ids, self.embedding)
+        x = self._embed(batch.token_ids)
         for index, layer in enumerate(self.layers):
             projected = layer.qkv(rms_norm(x, layer.input_norm, eps)).view(-1, heads + 2 * kv_heads, dim)
             rotated = apply_rotary(projected[:, : heads + kv_heads], cos, sin)
@@ -88,19 +112,36 @@ class Transformer:
                 0, batch.slots, torch.stack((rotated[:, heads:], projected[:, heads + kv_heads :]), dim=1)
             )
             attended = reach_attention(rotated, cache, batch.groups, scale)
-            x = x + self._output(index, layer, attended, batch.draft_rows, batch.draft_count)
+            x = x + self.parallel.all_reduce(self._output(index, layer, attended, batch.draft_rows, batch.draft_count))
             gate, up = layer.gate_up(rms_norm(x, layer.post_norm, eps)).chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate) * up)
+            x = x + self.parallel.all_reduce(layer.down(F.silu(gate) * up))
         return x
 
     def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
-        """Final norm and head over the wanted `rows` `[r]` of `forward`'s result: `[r, vocab]`."""
-        return self.head(rms_norm(hidden.index_select(0, rows), self.norm, self.config.rms_norm_eps))
+        """Final norm and head over the wanted `rows` `[r]` of `forward`'s result: `[r, vocab]`, on every rank.
+
+        A head that needs only statistics of its part starts at `first_token` and combines them over
+        `parallel.all_gather` instead.
+        """
+        part = self.head(rms_norm(hidden.index_select(0, rows), self.norm, self.config.rms_norm_eps))
+        return self.parallel.join_columns(part)
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        """Rows of the embedding `[tokens, hidden]`: each rank looks up the ids in its part, the others are zero."""
+        if self.parallel.shard.size == 1:
+            return F.embedding(token_ids, self.embedding)
+        local = token_ids - self.first_token
+        mine = (local >= 0) & (local < self.config.vocab_size)
+        found = F.embedding(local.masked_fill(~mine, 0), self.embedding)
+        return self.parallel.all_reduce(found.masked_fill_(~mine[:, None], 0))
 
     def _output(
         self, index: int, layer: Layer, attended: Tensor, draft_rows: Tensor | None, draft_count: int
     ) -> Tensor:
-        """o_proj, with the low-rank draft weights added on draft rows only (contract 2.2)."""
+        """o_proj, with the low-rank draft weights added on draft rows only (contract 2.2): this rank's part of the sum.
+
+        A is cut like o_proj's inputs and B is whole, so the update needs no sum of its own.
+        """
         out = layer.output(attended)
         if draft_rows is None or self.adapter is None:
             return out
@@ -119,7 +160,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
-def _layer(weights: dict[str, Tensor], prefix: str) -> Layer:
+def _layer(weights: Weights, prefix: str) -> Layer:
     def take(name: str) -> Tensor:
         return weights.pop(f"{prefix}{name}.weight")
 

@@ -116,3 +116,27 @@ def test_rendered_for_a_person() -> None:
     ):
         assert words in text
     assert "no model file here" in text
+
+
+@pytest.mark.parametrize(
+    ("card", "ranks", "weights_gb", "kv_bytes", "tokens"),
+    [
+        ("80 GB", 1, 27.11, 163_840, 274_000),
+        ("80 GB", 2, 13.58, 81_920, 713_000),
+        ("141 GB", 1, 27.11, 163_840, 609_000),
+    ],
+)
+def test_14b_per_rank_on_one_80_gb_card_on_two_and_on_one_141_gb_card(
+    card: str, ranks: int, weights_gb: float, kv_bytes: int, tokens: int
+) -> None:
+    """From contract 1.2: 27,012,147,200 bytes, of which 81 norms of 10,240 are on every rank; 47,185,920 weights of the
+    adapter, of which B (40 x 128 x 5,120) is on every rank; 163,840 bytes of K/V per token. 90 % of a card."""
+    plans = {(plan["card"], plan["tensor_parallel"]): plan for plan in describe(PUBLISHED / "14b-instruct")["memory"]}
+    plan = plans[card, ranks]
+    norms, b = 81 * 10_240, 2 * 40 * 128 * 5_120
+    cut = 27_012_147_200 - norms + 2 * 47_185_920 - b
+    assert plan["weight_bytes"] == norms + b + cut // ranks
+    assert plan["weight_bytes"] / 1e9 == pytest.approx(weights_gb, abs=0.01)
+    assert plan["kv_bytes_per_token"] == kv_bytes
+    assert plan["tokens"] == pytest.approx(tokens, rel=0.002)
+    assert f"{plan['tokens']:,}" in rendered(describe(PUBLISHED / "14b-instruct"))

@@ -125,7 +125,7 @@ def test_all_problems_come_in_one_message_before_any_tensor_is_read(
         raise AssertionError("a tensor was read")
 
     path = write_copy(tmp_path / "a", change=spoil)
-    monkeypatch.setattr("engine.checkpoint.weights._read_tensors", read)
+    monkeypatch.setattr("engine.checkpoint.weights.TensorReader.pop", read)
     with pytest.raises(CheckpointError) as caught:
         load_weights(path, CONFIG)
     message = str(caught.value)

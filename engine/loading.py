@@ -1,0 +1,108 @@
+"""From a checkpoint directory to an executor, on one rank or on a group of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.checkpoint.config import ModelConfig
+from engine.checkpoint.memory import check_tensor_parallel
+from engine.checkpoint.weights import checked_weights, load_draft_adapter, open_weights
+from engine.executor import Executor, page_count
+from engine.group.leader import Group
+from engine.group.subprocesses import WorkerProcess
+from engine.group.wire import Kind, RankSpec, number
+from engine.model.parallel import Shard, TensorParallel, default_backend, file_store
+from engine.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from engine.config import EngineConfig
+    from engine.group.leader import Launcher
+
+DEVICE = torch.device("cpu")
+"""Where every rank computes."""
+
+
+def load_executor(path: Path, model: ModelConfig, config: EngineConfig, launcher: Launcher | None = None) -> Executor:
+    """Loads this process's part as rank 0, and with `tp` above 1 the other ranks' in processes of their own.
+
+    Args:
+        launcher: starts a worker; None = as a child process.
+
+    Raises CheckpointError with every problem of the checkpoint, RankFailed when another rank cannot start.
+    """
+    check_tensor_parallel(model, config.tp)
+    dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    spec = RankSpec(
+        path=str(path.resolve()),
+        size=config.tp,
+        dtype=str(dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        backend=default_backend(DEVICE) if config.tp_backend == "auto" else config.tp_backend,
+        store="",
+    )
+    if config.tp == 1:
+        part = load_part(spec, 0)
+        return Executor(part, _pages(model, config, dtype), model.block_size)
+    return _load_group(spec, model, config, launcher or WorkerProcess)
+
+
+def load_part(spec: RankSpec, rank: int) -> Transformer:
+    """One rank's part of the model; its group is not connected yet."""
+    path = Path(spec.path)
+    model = ModelConfig.from_dir(path)
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    shard = Shard(rank, spec.size)
+    with open_weights(path, model, dtype, DEVICE, shard) as weights:
+        adapter = load_draft_adapter(path, model, dtype, DEVICE, shard)
+        return Transformer(model, weights, adapter, TensorParallel(shard))
+
+
+def _load_group(spec: RankSpec, model: ModelConfig, config: EngineConfig, launcher: Launcher) -> Executor:
+    """Starts the workers, loads all parts at the same time, and lets the ranks meet."""
+    # What is wrong with the files is said here, by one rank and before any other starts.
+    checked_weights(spec.path, model)
+    group = Group(spec.size, launcher)
+    try:
+        spec = replace(spec, store=str(group.store))
+        group.start(spec)
+        part = load_part(spec, 0)
+        group.await_all(Kind.LOADED)
+        pages = _pages(model, config, part.dtype)
+        group.tell(Kind.MEMORY, number(pages))
+        executor = Executor(part, pages, model.block_size, group=group)
+        # Only now, when all have what they need: who meets waits for the others.
+        group.await_all(Kind.READY)
+        group.tell(Kind.MEET)
+        part.parallel.connect(file_store(group.store, spec.size), spec.backend)
+        if spec.backend == "gloo":
+            # All have met, and gloo asks the store for nothing more; NCCL may.
+            group.remove_directory()
+    except BaseException:
+        group.close()
+        raise
+    return executor
+
+
+def _pages(model: ModelConfig, config: EngineConfig, dtype: torch.dtype) -> int:
+    """Pages of K/V, the same number on every rank. The ranks of a group share the memory of their machine."""
+    return page_count(
+        config.kv_tokens,
+        model.block_size,
+        model.kv_bytes_per_token(dtype),
+        _free_memory_bytes(),
+        config.kv_memory_fraction,
+        config.max_kv_tokens,
+    )
+
+
+def _free_memory_bytes() -> int:
+    """Memory that the machine can still give, in bytes."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/meminfo has no MemAvailable line; set kv_tokens")
