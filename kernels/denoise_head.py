@@ -153,12 +153,12 @@ def _chunk(rows: int) -> int:
 
 
 def _rule_arguments(rules: RowRules) -> tuple[int | Tensor, ...]:
-    """The last arguments of both kernels; without noise the first five tensors are not looked at."""
+    """The last arguments of both kernels; without noise the last five are not looked at."""
     noise = rules.noise
-    drawn = (rules.given,) * 5 if noise is None else (noise.temperature, noise.seeds, noise.positions)
-    if noise is not None:
-        drawn += (noise.places, noise.choices)
-    return (rules.mask_id, rules.banned, rules.banned.shape[1], rules.given, *drawn)
+    first = (rules.mask_id, rules.banned, rules.banned.shape[1], rules.given)
+    if noise is None:
+        return (*first, *(rules.given,) * 5)
+    return (*first, noise.temperature, noise.seeds, noise.positions, noise.places, noise.choices)
 
 
 @triton.jit(do_not_specialize=["vocab", "first_id", "row_count", "mask_id", "banned_count"])  # type: ignore[untyped-decorator]
