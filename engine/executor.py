@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from engine.batch import Segment, build_batch
+from engine.decoding.head import head_choice
 
 if TYPE_CHECKING:
     from engine.batch import ForwardBatch
+    from engine.decoding.choice import Choice
+    from engine.decoding.head import Asked
     from engine.model.transformer import Transformer
 
 
@@ -18,6 +21,7 @@ class Executor:
     """The model with its K/V memory.
 
     Attributes:
+        keeps_logits: whether forwards are `run` and give logits, as on a CPU; else `choose` never holds them.
         kv: `[layers, slots, 2, kv_heads, head_dim]`; slots = pages * page_size, page 0 is the null page.
     """
 
@@ -25,6 +29,7 @@ class Executor:
         config = model.config
         self.model = model
         self.page_size = page_size
+        self.keeps_logits = not model.head_by_kernels
         # Zeroed, because keys beyond a row's reach are multiplied by a weight of zero, which must stay zero.
         self.kv = torch.zeros(
             config.num_layers,
@@ -49,6 +54,12 @@ class Executor:
             if batch.wanted == 0:
                 return hidden.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
             return self.model.logits(hidden, batch.logit_rows)[: batch.wanted].float()
+
+    def choose(self, batch: ForwardBatch, asked: Asked) -> Choice:
+        """One forward, and a token for every wanted row without their logits, in the order of `run`."""
+        with torch.inference_mode():
+            hidden = self.model.forward(batch, self.kv)
+            return head_choice(self.model, hidden, batch.logit_rows[: batch.wanted], asked)
 
 
 def page_count(

@@ -16,6 +16,9 @@ from torch import Tensor
 from engine.model.linear import Linear
 from engine.model.rope import apply_rotary, attention_factor, query_scale, rotary, yarn_frequencies
 from kernels.attention import reach_attention
+from kernels.denoise_head import denoise_head
+from kernels.row_statistics import RowRules, Statistics
+from kernels.switch import use_triton
 
 if TYPE_CHECKING:
     from engine.batch import ForwardBatch
@@ -44,7 +47,8 @@ class Transformer:
         self.adapter = adapter
         self.embedding = weights.pop("encoder.embed_tokens.weight")  # [vocab, hidden]
         self.norm = weights.pop("encoder.norm.weight")
-        self.head = Linear(weights.pop("diffusion_head.weight"))  # hidden -> vocab
+        self.head_by_kernels = use_triton(self.embedding)
+        self.head = Linear(weights.pop("diffusion_head.weight"), self.head_by_kernels)  # hidden -> vocab
         self.layers = [_layer(weights, f"encoder.layers.{index}.") for index in range(config.num_layers)]
         device = self.embedding.device
         self.frequencies = yarn_frequencies(config.rope, config.head_dim).to(device)
@@ -95,7 +99,17 @@ class Transformer:
 
     def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """Final norm and head over the wanted `rows` `[r]` of `forward`'s result: `[r, vocab]`."""
-        return self.head(rms_norm(hidden.index_select(0, rows), self.norm, self.config.rms_norm_eps))
+        return self.head(self._final_norm(hidden, rows))
+
+    def statistics(self, hidden: Tensor, rows: Tensor, rules: RowRules) -> Statistics:
+        """What `logits` would show of the same rows, without holding them; where kernels run.
+
+        Raises RuntimeError where the head's weight lies as the CPU's products want it.
+        """
+        return denoise_head(self._final_norm(hidden, rows), self.head.weight, rules)
+
+    def _final_norm(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        return rms_norm(hidden.index_select(0, rows), self.norm, self.config.rms_norm_eps)
 
     def _output(
         self, index: int, layer: Layer, attended: Tensor, draft_rows: Tensor | None, draft_count: int
