@@ -17,13 +17,13 @@ from kernels.row_statistics import (
     MASS,
     MOMENT,
     NO_ID,
-    NOISE,
+    SCORE,
     SECOND,
     SMALLEST_TEMPERATURE,
     TEMPERED_MASS,
     RowRules,
     Statistics,
-    gumbel_scores,
+    scores_of,
 )
 from kernels.switch import use_triton
 
@@ -59,13 +59,14 @@ def combine_torch(partials: Tensor, rules: RowRules) -> Tensor:
     fields.append(partials[GIVEN.value].amax(-1, keepdim=True))
     if rules.noise is not None:
         stretch = rules.noise.stretch[:, None]
-        drawn, noise, drawn_id = (partials[field.value] for field in (DRAWN, NOISE, DRAWN_ID))
-        scores = gumbel_scores(drawn, top, stretch, noise)
-        taken = torch.where(scores == scores.amax(-1, keepdim=True), drawn_id, float(NO_ID.value))
+        drawn, score, drawn_id = (partials[field.value] for field in (DRAWN, SCORE, DRAWN_ID))
+        scores = scores_of(drawn, score + (best - top) * stretch)
+        top_score = scores.amax(-1, keepdim=True)
+        taken = torch.where(scores == top_score, drawn_id, float(NO_ID.value))
         taken = taken.amin(-1, keepdim=True)
         place = (drawn_id == taken).int().argmax(-1, keepdim=True)
         tempered = partials[TEMPERED_MASS.value] * torch.where(part_largest == minus_inf, 0.0, (gaps * stretch).exp())
-        fields += [drawn.gather(1, place), noise.gather(1, place), taken, tempered.sum(-1, True)]
+        fields += [drawn.gather(1, place), top_score, taken, tempered.sum(-1, True)]
     return torch.stack(fields)
 
 
@@ -180,15 +181,14 @@ def _combine_kernel(  # type: ignore[no-untyped-def]
         temperature = tl.load(temperature_ptr + row)
         stretch = 1.0 / tl.maximum(temperature, SMALLEST_TEMPERATURE)
         drawn = tl.load(place + DRAWN * step, mask=there, other=minus_inf)
-        noise = tl.load(place + NOISE * step, mask=there, other=0.0)
+        score = tl.load(place + SCORE * step, mask=there, other=0.0)
         drawn_id = tl.load(place + DRAWN_ID * step, mask=there, other=NO_ID)
         part_tempered = tl.load(place + TEMPERED_MASS * step, mask=there, other=0.0)
         tempered_mass = tl.sum(part_tempered * tl.where(empty, 0.0, tl.exp(gaps * stretch)), axis=0)
-        scores = (drawn - top) * stretch + noise
-        scores = tl.where(tl.abs(drawn) == float("inf"), drawn, scores)
-        taken = tl.min(tl.where(scores == tl.max(scores, axis=0), drawn_id, NO_ID), axis=0)
+        scores = tl.where(tl.abs(drawn) == float("inf"), drawn, score + (best - top) * stretch)
+        top_score = tl.max(scores, axis=0)
+        taken = tl.min(tl.where(scores == top_score, drawn_id, NO_ID), axis=0)
         taken_logit = tl.max(tl.where(drawn_id == taken, drawn, minus_inf), axis=0)
-        taken_noise = tl.max(tl.where(drawn_id == taken, noise, minus_inf), axis=0)
 
     if FINISH:
         token = winner
@@ -221,6 +221,6 @@ def _combine_kernel(  # type: ignore[no-untyped-def]
         tl.store(to + GIVEN * rows, given)
         if SAMPLED:
             tl.store(to + DRAWN * rows, taken_logit)
-            tl.store(to + NOISE * rows, taken_noise)
+            tl.store(to + SCORE * rows, top_score)
             tl.store(to + DRAWN_ID * rows, taken)
             tl.store(to + TEMPERED_MASS * rows, tempered_mass)

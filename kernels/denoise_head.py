@@ -78,7 +78,7 @@ def head_partials_fused(hidden: Tensor, weight: Tensor, rules: RowRules, first_i
     """`head_partials` in one launch, for up to `FUSED_ROWS` rows."""
     rows, size = hidden.shape
     vocab = weight.shape[0]
-    tile_rows, warps, stages = fused_shape(rows)
+    tile_rows, warps, stages, passes = fused_shape(rows, rules.noise is not None)
     parts = triton.cdiv(vocab, TILE_IDS)
     partials = torch.empty(rules.fields, rows, parts, dtype=torch.float32, device=hidden.device)
     if rows == 0:
@@ -96,8 +96,10 @@ def head_partials_fused(hidden: Tensor, weight: Tensor, rules: RowRules, first_i
         IDS=TILE_IDS,
         ROWS=tile_rows,
         HIDDEN=TILE_HIDDEN,
+        PASSES=passes,
         num_warps=warps,
         num_stages=stages,
+        maxnreg=128 if passes == 2 else None,
     )
     return partials
 
@@ -132,11 +134,15 @@ def head_partials_chunked(hidden: Tensor, weight: Tensor, rules: RowRules, first
     return partials
 
 
-def fused_shape(rows: int) -> tuple[int, int, int]:
-    """Hidden rows of a tile, warps and pipeline stages of the fused form for so many rows."""
+def fused_shape(rows: int, sampled: bool) -> tuple[int, int, int, int]:
+    """Hidden rows of a tile, warps, pipeline stages and passes of the fused form.
+
+    A program has at most half of a processor's shared memory and registers, so that two run at a time. 64 sampled rows
+    keep to that by reducing one half after the other.
+    """
     if rows <= 16:
-        return 16, 4, 5
-    return (32, 4, 4) if rows <= 32 else (64, 8, 4)
+        return 16, 4, 5, 1
+    return (32, 4, 4, 1) if rows <= 32 else (64, 8, 4, 2 if sampled else 1)
 
 
 def _can_fuse(hidden: Tensor, weight: Tensor) -> bool:
@@ -183,6 +189,7 @@ def _fused_kernel(  # type: ignore[no-untyped-def]
     IDS: tl.constexpr,
     ROWS: tl.constexpr,
     HIDDEN: tl.constexpr,
+    PASSES: tl.constexpr,
 ):
     part = tl.program_id(0)
     products = tl.zeros([IDS, ROWS], dtype=tl.float32)
@@ -190,28 +197,32 @@ def _fused_kernel(  # type: ignore[no-untyped-def]
         ours = weight.load([part * IDS, column])
         theirs = hidden.load([0, column])
         products = tl.dot(ours, theirs.T, products, input_precision="ieee")
-    store_partials(
-        products.to(weight.dtype).to(tl.float32),
-        first_id + part * IDS,
-        first_id + vocab,
-        tl.arange(0, ROWS),
-        row_count,
-        part,
-        tl.num_programs(0),
-        partials_ptr,
-        mask_id,
-        banned_ptr,
-        banned_count,
-        given_ptr,
-        temperature_ptr,
-        seeds_ptr,
-        positions_ptr,
-        places_ptr,
-        choices_ptr,
-        SAMPLED,
-        IDS,
-        ROWS,
-    )
+    logits = products.to(weight.dtype).to(tl.float32)
+    # Halves of many rows, one after the other, need fewer registers.
+    halves = tl.split(tl.permute(tl.reshape(logits, [IDS, 2, ROWS // 2]), (0, 2, 1))) if PASSES == 2 else (logits,)
+    for index in tl.static_range(PASSES):
+        store_partials(
+            halves[index],
+            first_id + part * IDS,
+            first_id + vocab,
+            index * (ROWS // PASSES) + tl.arange(0, ROWS // PASSES),
+            row_count,
+            part,
+            tl.num_programs(0),
+            partials_ptr,
+            mask_id,
+            banned_ptr,
+            banned_count,
+            given_ptr,
+            temperature_ptr,
+            seeds_ptr,
+            positions_ptr,
+            places_ptr,
+            choices_ptr,
+            SAMPLED,
+            IDS,
+            ROWS // PASSES,
+        )
 
 
 @triton.jit(do_not_specialize=["first_id", "first_part", "part_count", "row_count", "mask_id", "banned_count"])  # type: ignore[untyped-decorator]

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.noise import gumbel_noise, gumbel_noise_at, gumbel_tile
+from kernels.noise import gumbel_noise, gumbel_tile
 
 LARGEST = tl.constexpr(0)  # largest logit
 MASS = tl.constexpr(1)  # sum of exp(logit - LARGEST)
@@ -30,7 +30,7 @@ SECOND = tl.constexpr(5)  # largest logit of any other candidate
 GIVEN = tl.constexpr(6)  # logit of the given token, -inf in other parts
 GREEDY_FIELDS = 7
 DRAWN = tl.constexpr(7)  # logit of the candidate with the largest logit / T + noise
-NOISE = tl.constexpr(8)  # its noise
+SCORE = tl.constexpr(8)  # that, less BEST / T, so that no temperature overflows
 DRAWN_ID = tl.constexpr(9)  # its token id
 TEMPERED_MASS = tl.constexpr(10)  # sum of exp((logit - LARGEST) / T)
 SAMPLED_FIELDS = 11
@@ -140,19 +140,17 @@ def partials_torch(logits: Tensor, first_id: int, rules: RowRules) -> Tensor:
     if rules.noise is not None:
         noise = gumbel_noise(*_counters(rules.noise), count, first_id)
         stretch = rules.noise.stretch[:, None]
-        scores = gumbel_scores(candidates, best[:, None], stretch, noise)
-        drawn_at = _first_largest(scores)[1]
+        scores = scores_of(candidates, (candidates - best[:, None]) * stretch + noise)
+        score, drawn_at = _first_largest(scores)
         drawn = candidates.gather(1, drawn_at[:, None])[:, 0]
-        drawn_noise = gumbel_noise_at(*_counters(rules.noise), first_id + drawn_at)
         tempered = (gaps * stretch).exp().sum(-1)
-        fields += [drawn, drawn_noise, first_id + drawn_at, tempered]
+        fields += [drawn, score, first_id + drawn_at, tempered]
     return torch.stack([field.float() for field in fields])[..., None]
 
 
-def gumbel_scores(candidates: Tensor, best: Tensor, stretch: Tensor, noise: Tensor) -> Tensor:
-    """(logit - best) / T + noise, so that no temperature overflows; -inf and +inf stay what they are."""
-    scores = (candidates - best) * stretch + noise
-    return torch.where(candidates.isinf(), candidates, scores)
+def scores_of(logits: Tensor, scores: Tensor) -> Tensor:
+    """`scores`, but the scores of infinite logits are the logits themselves."""
+    return torch.where(logits.isinf(), logits, scores)
 
 
 def _first_largest(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -245,5 +243,5 @@ def store_partials(  # type: ignore[no-untyped-def]
         drawn_id = tl.min(tl.where(scores == top[None, :], ids, NO_ID), axis=0)
         drawn = ids == drawn_id[None, :]
         tl.store(to + DRAWN * step, tl.max(tl.where(drawn, candidates, minus_inf), axis=0), mask=real)
-        tl.store(to + NOISE * step, tl.max(tl.where(drawn, noise, minus_inf), axis=0), mask=real)
+        tl.store(to + SCORE * step, top, mask=real)
         tl.store(to + DRAWN_ID * step, drawn_id.to(tl.float32), mask=real)

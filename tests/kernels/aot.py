@@ -51,6 +51,7 @@ class Form:
             "tensordesc<bf16[128, 64]>". An argument that is None goes to `constants`.
         constants: the constexpr arguments.
         multiples_of_16: integer arguments that are (strides, hidden sizes).
+        most_registers: a limit the launch sets (`maxnreg`), None for none.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Form:
     warps: int = 4
     stages: int = 3
     multiples_of_16: tuple[str, ...] = field(default=())
+    most_registers: int | None = None
 
 
 def compile_for(
@@ -69,9 +71,10 @@ def compile_for(
     warps: int,
     stages: int = 3,
     multiples_of_16: tuple[str, ...] = (),
+    most_registers: int | None = None,
 ) -> dict[str, int]:
-    """Resources of one form: REG and STACK, LOCAL, SHARED in bytes (of a thread, a thread, a program), and how many
-    instructions of each kind in `COUNTED` its code has.
+    """Resources of one form: WARPS of a program, REG and STACK, LOCAL, SHARED in bytes (of a thread, a thread, a
+    program), and how many instructions of each kind in `COUNTED` its code has.
 
     Raises ValueError when `types` and `constants` are not exactly the kernel's arguments, and what Triton or ptxas
     raise when it does not compile.
@@ -87,7 +90,8 @@ def compile_for(
     }
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     source = ASTSource(kernel, signature, constexprs=dict(constants), attrs=hinted)
-    compiled = triton.compile(source, target=TARGET, options={"num_warps": warps, "num_stages": stages})
+    options = {"num_warps": warps, "num_stages": stages, "maxnreg": most_registers}
+    compiled = triton.compile(source, target=TARGET, options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -95,7 +99,7 @@ def compile_for(
         code = _output("nvdisasm", "-c", file.name)
     found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     counts = {name: len(re.findall(rf"\b{pattern}\b", code)) for name, pattern in COUNTED.items()}
-    return {**found, "SHARED": compiled.metadata.shared, **counts}
+    return {"WARPS": warps, **found, "SHARED": compiled.metadata.shared, **counts}
 
 
 def forms(word: str = "") -> list[Form]:
@@ -105,7 +109,15 @@ def forms(word: str = "") -> list[Form]:
 
 
 def resources(form: Form) -> dict[str, int]:
-    return compile_for(form.kernel, form.types, form.constants, form.warps, form.stages, form.multiples_of_16)
+    return compile_for(
+        form.kernel,
+        form.types,
+        form.constants,
+        form.warps,
+        form.stages,
+        form.multiples_of_16,
+        form.most_registers,
+    )
 
 
 def _output(tool: str, *arguments: str) -> str:

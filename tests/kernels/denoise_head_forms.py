@@ -22,7 +22,7 @@ for dtype in ("bf16", "fp16"):
     for sampled in (False, True):
         kind = "sampled" if sampled else "greedy"
         for rows in (16, 32, 64):
-            tile_rows, warps, stages = fused_shape(rows)
+            tile_rows, warps, stages, passes = fused_shape(rows, sampled)
             types = {
                 "weight": f"tensordesc<{dtype}[{TILE_IDS}, {TILE_HIDDEN}]>",
                 "hidden": f"tensordesc<{dtype}[{tile_rows}, {TILE_HIDDEN}]>",
@@ -33,9 +33,16 @@ for dtype in ("bf16", "fp16"):
                 "partials_ptr": "*fp32",
                 **RULES,
             }
-            constants = {"SAMPLED": sampled, "IDS": TILE_IDS, "ROWS": tile_rows, "HIDDEN": TILE_HIDDEN}
+            constants = {
+                "SAMPLED": sampled,
+                "IDS": TILE_IDS,
+                "ROWS": tile_rows,
+                "HIDDEN": TILE_HIDDEN,
+                "PASSES": passes,
+            }
             name = f"denoise_head/fused/{dtype}/{rows} rows/{kind}"
-            FORMS.append(Form(name, _fused_kernel, types, constants, warps, stages, ("hidden_size",)))
+            most = 128 if passes == 2 else None
+            FORMS.append(Form(name, _fused_kernel, types, constants, warps, stages, ("hidden_size",), most))
         types = {
             "logits_ptr": f"*{dtype}",
             "count": "i32",

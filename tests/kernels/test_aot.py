@@ -14,7 +14,11 @@ from tests.kernels.aot import MOST_SHARED_BYTES
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-BUDGET: dict[str, dict[str, int | bool]] = json.loads((HERE / "budget.json").read_text())
+BUDGET: dict[str, dict[str, int]] = json.loads((HERE / "budget.json").read_text())
+REGISTERS_OF_A_PROCESSOR = 65_536
+SHARED_BYTES_OF_A_PROCESSOR = 233_472
+"""228 KiB on sm_90, of which every program costs `RESERVED_BYTES` besides its own."""
+RESERVED_BYTES = 1024
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +43,7 @@ def test_form_keeps_its_budget(name: str, compiled: dict[str, dict[str, int]]) -
     assert used["SHARED"] <= budget["shared_bytes"] < MOST_SHARED_BYTES, used
     if budget["tensor_core"]:
         assert used["HGMMA"] > 0, used
+    programs = budget.get("programs_at_once", 1)
+    registers = -(-used["REG"] // 8) * 8 * 32 * used["WARPS"]
+    assert programs * registers <= REGISTERS_OF_A_PROCESSOR, used
+    assert programs * (used["SHARED"] + RESERVED_BYTES) <= SHARED_BYTES_OF_A_PROCESSOR, used
