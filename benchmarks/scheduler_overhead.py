@@ -69,6 +69,7 @@ class DrawnExecutor(Executor):
     def __init__(self, real: Executor, cost: ForwardCost, seed: int) -> None:
         # Nothing of its own: what the real one lays out is never computed.
         self.model, self.kv, self.page_size = real.model, real.kv, real.page_size
+        self.keeps_logits = True
         self._real = real
         self.cost = cost
         self.now_s = 0.0

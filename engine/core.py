@@ -24,8 +24,11 @@ from engine.sequence import Phase, Sequence
 from engine.stats import Counters, EngineStats
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from engine.config import EngineConfig
     from engine.cost_model import ForwardCostModel
+    from engine.decoding.choice import Choice
     from engine.executor import Executor
 
 
@@ -99,10 +102,13 @@ class EngineCore:
         if work:
             batch = self.executor.batch([item.segment for item in work])
             started = self.clock()
-            logits = self.executor.run(batch)
+            if self.executor.keeps_logits:
+                outcome: Tensor | Choice = self.executor.run(batch)
+            else:
+                outcome = self.executor.choose(batch, self.postprocessor.ask(work, self.executor.kv.device))
             ended = self.clock()
             self._account(work, ended - started, batch.query_tokens)
-            events += self.postprocessor.apply(work, logits, ended)
+            events += self.postprocessor.apply(work, outcome, ended)
             for item in work:
                 self._share_pages(item.sequence)
                 if item.sequence.finish_reason is not None:

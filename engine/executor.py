@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from engine.batch import Segment, build_batch
+from engine.decoding.head import head_choice
 from engine.group.flat_batch import encode_segments
 from engine.group.wire import Kind
 
 if TYPE_CHECKING:
     from engine.batch import ForwardBatch
+    from engine.decoding.choice import Choice
+    from engine.decoding.head import Asked
     from engine.group.leader import Group
     from engine.model.transformer import Transformer
 
@@ -24,6 +27,7 @@ class Executor:
     """The model with its K/V memory.
 
     Attributes:
+        keeps_logits: whether forwards are `run` and give logits, as on a CPU; else `choose` never holds them.
         kv: `[layers, slots, 2, kv_heads, head_dim]`, the heads of this rank; slots = pages * page_size, page 0 is the
             null page.
         group: the other ranks, for rank 0 of several.
@@ -34,6 +38,7 @@ class Executor:
         self.model = model
         self.group = group
         self.page_size = page_size
+        self.keeps_logits = not model.head_by_kernels
         # Zeroed, because keys beyond a row's reach are multiplied by a weight of zero, which must stay zero.
         self.kv = torch.zeros(
             config.num_layers,
@@ -81,6 +86,12 @@ class Executor:
                 vocabulary = self.model.config.vocab_size * self.model.parallel.shard.size
                 return hidden.new_empty(0, vocabulary, dtype=torch.float32)
             return self.model.logits(hidden, batch.logit_rows)[: batch.wanted].float()
+
+    def choose(self, batch: ForwardBatch, asked: Asked) -> Choice:
+        """One forward, and a token for every wanted row without their logits, in the order of `run`."""
+        with torch.inference_mode():
+            hidden = self.model.forward(batch, self.kv)
+            return head_choice(self.model, hidden, batch.logit_rows[: batch.wanted], asked)
 
 
 def page_count(

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from engine.batch import Segment
-from engine.decoding.audit import kept_tokens
+from engine.decoding.audit import kept_by_kernel, kept_tokens
 from engine.decoding.border import append_tokens, cut_at_limits, keep_within_thinking, set_pending
 from engine.decoding.canvas import ending_length, text_prefix
 from engine.decoding.choice import Choice, RowBlock, choose
+from engine.decoding.head import Asked, ask
 from engine.decoding.unmask import unmask_canvases
 from engine.events import Event, Finished
 from engine.noise import Stage
-from engine.plan import PlanEntry
+from engine.plan import Audit, PlanEntry
 from engine.sequence import Canvas, Phase, Sequence
 
 if TYPE_CHECKING:
@@ -50,29 +51,40 @@ class Postprocessor:
         self.meter = meter
         self.observer: Observer | None = None
 
-    def apply(self, work: list[Work], logits: Tensor, now: float) -> list[tuple[Sequence, Event]]:
+    def ask(self, work: list[Work], device: torch.device) -> Asked:
+        """What the head is asked about the forward's wanted rows where it keeps no logits."""
+        return ask([_row_block(item) for item in work], self.mask_token_id, device)
+
+    def apply(self, work: list[Work], outcome: Tensor | Choice, now: float) -> list[tuple[Sequence, Event]]:
         """Advances every sequence of the forward; returns what is to be sent.
 
         Args:
-            logits: float32 `[wanted, vocab]`, segment after segment. now: engine clock, seconds.
+            outcome: of all wanted rows, segment after segment: logits, float32 `[wanted, vocab]`, or what the head
+                chose and judged itself. now: engine clock, seconds.
         """
-        blocks = [_row_block(item) for item in work]
-        choice = choose(logits, blocks, self.mask_token_id)
         first_row = 0
         drafts: list[tuple[Work, int]] = []
         looks: list[tuple[Work, int]] = []
-        for item, block in zip(work, blocks, strict=True):
+        for item in work:
             (drafts if item.phase is Phase.DRAFT else looks).append((item, first_row))
-            first_row += block.rows
+            first_row += len(item.segment.wanted)
+        if isinstance(outcome, Choice):
+            choice, logits = outcome, None
+        else:
+            choice = choose(outcome, [_row_block(item) for item in work], self.mask_token_id)
+            logits = outcome
         if drafts:
             self._draft(drafts, choice)
-        tokens: list[int] = choice.tokens.tolist() if looks else []
-        for item, row in looks:
-            picks = tokens[row : row + len(item.segment.wanted)]
-            if item.phase is Phase.PREFILL:
-                self._prefill(item, picks, choice, row)
-            else:
-                self._look(item, picks, logits, choice, row)
+        if looks:
+            kept = {} if logits is not None else kept_by_kernel(_audited(looks), choice)
+            choice = choice.cpu()
+            tokens: list[int] = choice.tokens.tolist()
+            for item, row in looks:
+                picks = tokens[row : row + len(item.segment.wanted)]
+                if item.phase is Phase.PREFILL:
+                    self._prefill(item, picks, choice, row)
+                else:
+                    self._look(item, picks, logits, choice, row, kept.get(row))
         events: list[tuple[Sequence, Event]] = []
         for item in work:
             sequence = item.sequence
@@ -174,12 +186,18 @@ class Postprocessor:
             # No token follows a stop string, so its last one is decided too and not pending.
             sequence.finish_reason = sequence.finish_reason or "stop"
 
-    def _look(self, item: Work, picks: list[int], logits: Tensor, choice: Choice, row: int) -> None:
+    def _look(
+        self, item: Work, picks: list[int], logits: Tensor | None, choice: Choice, row: int, kept: int | None
+    ) -> None:
+        """`kept`: leading tokens that pass the audit, where a kernel has judged them already."""
         sequence, canvas, rung = item.sequence, item.sequence.open_canvas, item.sequence.rung
         length = len(canvas.tokens)
         ratios: list[float] | None = None
         logprobs: list[float] | None = None
-        if len(picks) == length and length > 1 and (rung.tolerance is not None or rung.audit == "score"):
+        judged = len(picks) == length and length > 1 and (rung.tolerance is not None or rung.audit == "score")
+        if judged and choice.given_logprob is not None:
+            logprobs = choice.given_logprob[row : row + length - 1].tolist()
+        elif judged and logits is not None:
             rows = logits[row : row + length - 1]
             chosen = rows.gather(1, torch.tensor(canvas.tokens[1:])[:, None])[:, 0]
             logprobs = (chosen - rows.logsumexp(-1)).tolist()
@@ -187,7 +205,8 @@ class Postprocessor:
                 candidates = rows.clone()
                 candidates[:, self.mask_token_id] = -math.inf
                 ratios = (chosen - candidates.max(-1).values).tolist()
-        kept = length if len(picks) < length else kept_tokens(canvas.tokens, picks, ratios, rung.audit)
+        if kept is None:
+            kept = length if len(picks) < length else kept_tokens(canvas.tokens, picks, ratios, rung.audit)
         fitting = 1 + keep_within_thinking(sequence, canvas.tokens[1:kept])
         kept = min(kept, fitting)
         pick = picks[kept - 1] if len(picks) == length else picks[-1]
@@ -221,7 +240,19 @@ def _row_block(item: Work) -> RowBlock:
     if item.phase is Phase.DRAFT:
         stage = Stage.DENOISE if sequence.rung.is_diffusion else Stage.DRAFT
         return RowBlock(sequence, segment.start, segment.wanted, stage, sequence.open_canvas.step)
-    return RowBlock(sequence, segment.start + 1, segment.wanted, Stage.CAUSAL, 0)
+    # Each row of an audited canvas judges the token after it.
+    audited = item.phase is Phase.LOOK and len(segment.wanted) == len(segment.tokens) > 1
+    given = [*segment.tokens[1:], -1] if audited else []
+    return RowBlock(sequence, segment.start + 1, segment.wanted, Stage.CAUSAL, 0, given)
+
+
+def _audited(looks: list[tuple[Work, int]]) -> list[tuple[list[int], Audit, int]]:
+    """Canvas tokens, audit and first row of the looks that judge a draft."""
+    return [
+        (item.segment.tokens, item.sequence.rung.audit, row)
+        for item, row in looks
+        if item.phase is Phase.LOOK and len(item.segment.wanted) == len(item.segment.tokens) > 1
+    ]
 
 
 def _log(probabilities: Tensor) -> list[float]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.noise import gumbel_noise, gumbel_noise_at
+from kernels.noise import gumbel_noise, gumbel_noise_at
 
 _SMALLEST_TEMPERATURE = 1e-20
 """Divides any logit gap without a NaN; far below it already, the most likely token is certain."""

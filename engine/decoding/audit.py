@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Seq
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
 
 from engine.plan import Audit
+from kernels.audit import EXACT, KEEP, accept
+
+if TYPE_CHECKING:
+    from engine.decoding.choice import Choice
 
 
 def kept_tokens(canvas: Seq[int], picks: Seq[int], log_ratios: Seq[float] | None, audit: Audit) -> int:
@@ -33,3 +41,39 @@ def kept_tokens(canvas: Seq[int], picks: Seq[int], log_ratios: Seq[float] | None
         if math.exp(log_ratios[offset]) < audit:
             return offset + 1
     return length
+
+
+def kept_by_kernel(looks: Seq[tuple[list[int], Audit, int]], choice: Choice) -> dict[int, int]:
+    """`kept_tokens` of many looks at once, on the device where the choice is.
+
+    Args:
+        looks: canvas tokens, audit, and the first of their rows in `choice`, whose ratios judge the token after each.
+
+    Returns the number of tokens kept by first row.
+    """
+    if not looks:
+        return {}
+    if choice.given_ratio is None:
+        raise ValueError("an audit by the kernel needs the ratios of the causal pass")
+    device = choice.tokens.device
+    lengths = [len(tokens) for tokens, _, _ in looks]
+    canvas = np.zeros((len(looks), max(lengths)), dtype=np.int64)
+    row_of = np.zeros_like(canvas)  # behind a canvas's end: any
+    for place, (tokens, _, row) in enumerate(looks):
+        canvas[place, : len(tokens)] = tokens
+        row_of[place, : len(tokens)] = np.arange(row, row + len(tokens))
+    rows = torch.from_numpy(row_of).to(device)
+    result = accept(
+        torch.from_numpy(canvas).to(device),
+        choice.tokens[rows],
+        choice.given_ratio[rows],
+        torch.tensor(lengths, device=device),
+        torch.tensor([_floor(audit) for _, audit, _ in looks], dtype=torch.float32, device=device),
+    )
+    return {row: kept for (_, _, row), kept in zip(looks, result.kept.tolist(), strict=True)}
+
+
+def _floor(audit: Audit) -> float:
+    if isinstance(audit, float):
+        return math.log(audit)
+    return EXACT if audit == "exact" else KEEP

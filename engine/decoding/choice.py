@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ class RowBlock:
     Attributes:
         first_position: absolute position of the token that offset 0 chooses; `offsets` count from it.
         stage, step: where the noise comes from (`requests.md` section 3).
+        given: for an audit, the token that each row is to judge besides, -1 for none; empty for none at all.
     """
 
     sequence: Sequence
@@ -27,6 +28,7 @@ class RowBlock:
     offsets: list[int]
     stage: Stage
     step: int
+    given: list[int] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
@@ -35,10 +37,25 @@ class RowBlock:
 
 @dataclass(slots=True)
 class Choice:
-    """`tokens` int64 `[rows]` and `confidence` float32 `[rows]`, the probability of each token."""
+    """What was chosen for every row; tensors `[rows]`.
+
+    Attributes:
+        tokens: int64. confidence: float32, the probability of each token.
+        given_logprob, given_ratio: float32, of the rows' given tokens, log p and log p - log p(best); None where
+            logits are at hand to find them from.
+    """
 
     tokens: Tensor
     confidence: Tensor
+    given_logprob: Tensor | None = None
+    given_ratio: Tensor | None = None
+
+    def cpu(self) -> Choice:
+        """The same in the host's memory."""
+        given = self.given_logprob, self.given_ratio
+        return Choice(
+            self.tokens.cpu(), self.confidence.cpu(), *(None if values is None else values.cpu() for values in given)
+        )
 
 
 def choose(logits: Tensor, blocks: list[RowBlock], mask_token_id: int) -> Choice:
@@ -49,11 +66,11 @@ def choose(logits: Tensor, blocks: list[RowBlock], mask_token_id: int) -> Choice
     """
     if logits.shape[0] == 0:
         return Choice(torch.empty(0, dtype=torch.int64), torch.empty(0))
-    tokens, confidence = pick(logits, mask_token_id, _random_rows(blocks), _banned(blocks))
+    tokens, confidence = pick(logits, mask_token_id, random_rows(blocks), banned_tokens(blocks))
     return Choice(tokens, confidence)
 
 
-def _random_rows(blocks: list[RowBlock]) -> RandomRows | None:
+def random_rows(blocks: list[RowBlock]) -> RandomRows | None:
     """The parameters of all rows at a temperature above 0; None when every row is greedy."""
     first_row = 0
     chosen: list[tuple[RowBlock, int]] = []
@@ -83,7 +100,7 @@ def _random_rows(blocks: list[RowBlock]) -> RandomRows | None:
     )
 
 
-def _banned(blocks: list[RowBlock]) -> tuple[Tensor, Tensor] | None:
+def banned_tokens(blocks: list[RowBlock]) -> tuple[Tensor, Tensor] | None:
     """Rows and ids of stop tokens that `min_tokens` keeps out at the first output offsets."""
     rows: list[int] = []
     ids: list[int] = []

@@ -20,7 +20,9 @@ def unmask_canvases(drafts: list[Draft], choice: Choice) -> None:
     for draft in drafts:
         sequence, canvas, _, _ = draft
         # The one step of most drafts needs no ranking: all masks go, and AR judges the result.
-        if steps_left(sequence, canvas) == 1 and not sequence.rung.is_diffusion:
+        # On a GPU every canvas fetched by itself would be one more wait.
+        alone = steps_left(sequence, canvas) == 1 and not sequence.rung.is_diffusion
+        if alone and not choice.tokens.is_cuda:
             _fill(draft, choice)
         else:
             open_drafts.append(draft)
@@ -40,30 +42,29 @@ def _fill(draft: Draft, choice: Choice) -> None:
 def _rank_and_commit(drafts: list[Draft], choice: Choice) -> None:
     count = len(drafts)
     width = max(len(canvas.tokens) for _, canvas, _, _ in drafts)
+    device = choice.tokens.device
     canvas_ids = np.zeros((count, width), dtype=np.int64)
     masked = np.zeros((count, width), dtype=bool)
-    for place, (_, canvas, _, _) in enumerate(drafts):
+    row_of = np.zeros((count, width), dtype=np.int64)  # of the choice; any where there is no mask
+    for place, (_, canvas, masks, row) in enumerate(drafts):
         canvas_ids[place, : len(canvas.tokens)] = canvas.tokens
         masked[place, : len(canvas.masked)] = canvas.masked
-    lengths = [len(offsets) for _, _, offsets, _ in drafts]
-    places = torch.from_numpy(np.repeat(np.arange(count), lengths))
-    offsets = torch.tensor([offset for _, _, masks, _ in drafts for offset in masks])
-    rows = torch.from_numpy(np.concatenate([np.arange(row, row + len(masks)) for _, _, masks, row in drafts]))
-    candidate = torch.zeros(count, width, dtype=torch.int64)
-    confidence = torch.zeros(count, width, dtype=torch.float32)
-    candidate[places, offsets] = choice.tokens[rows]
-    confidence[places, offsets] = choice.confidence[rows]
-    ids, flags = torch.from_numpy(canvas_ids), torch.from_numpy(masked)
+        row_of[place, masks] = np.arange(row, row + len(masks))
+    ids, flags = torch.from_numpy(canvas_ids).to(device), torch.from_numpy(masked).to(device)
+    rows = torch.from_numpy(row_of).to(device)
     thresholds = [sequence.rung.threshold for sequence, _, _, _ in drafts]
+    steps = [steps_left(sequence, canvas) for sequence, canvas, _, _ in drafts]
     result = unmask(
         ids,
         flags,
-        candidate,
-        confidence,
-        length=torch.tensor([len(canvas.tokens) for _, canvas, _, _ in drafts]),
-        steps_left=torch.tensor([steps_left(sequence, canvas) for sequence, canvas, _, _ in drafts]),
-        threshold=torch.tensor([NEVER if value is None else value for value in thresholds], dtype=torch.float32),
-        stop_ids=_stop_ids([sequence for sequence, _, _, _ in drafts]),
+        choice.tokens[rows],
+        choice.confidence[rows],
+        length=torch.tensor([len(canvas.tokens) for _, canvas, _, _ in drafts], device=device),
+        steps_left=torch.tensor(steps, device=device),
+        threshold=torch.tensor(
+            [NEVER if value is None else value for value in thresholds], dtype=torch.float32, device=device
+        ),
+        stop_ids=_stop_ids([sequence for sequence, _, _, _ in drafts]).to(device),
     )
     left, first_stop = result.masks_left.tolist(), result.first_stop.tolist()
     for place, (tokens, hidden) in enumerate(zip(ids.tolist(), flags.tolist(), strict=True)):

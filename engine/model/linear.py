@@ -2,12 +2,14 @@
 
 On a CPU in float32 the weight is packed for oneDNN: for the few rows of a canvas or an AR step it needs half the time
 of MKL, and a row's bits do not depend on the number of rows (seen for 1 to 500 rows with one and two threads on
-AVX-512, torch 2.13; widths above 5,000 need 2 rows). Elsewhere the weight lies inputs first, for a plain product.
+AVX-512, torch 2.13; widths above 5,000 need 2 rows). On a GPU the weight stays as checkpoints have it, outputs first,
+elsewhere it lies inputs first, for a plain product.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _EXPECTED_ROWS = 32
@@ -21,10 +23,12 @@ class Linear:
         packed: whether the weight is oneDNN's, whose rows do not depend on their number.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        """Takes `weight` `[outputs, inputs]`."""
+    def __init__(self, weight: Tensor, for_kernels: bool = False) -> None:
+        """Takes `weight` `[outputs, inputs]`; for kernels and on a GPU it stays as it is."""
+        self.as_given = for_kernels or weight.is_cuda
         self.packed: bool = (
-            weight.device.type == "cpu"
+            not self.as_given
+            and weight.device.type == "cpu"
             and weight.dtype is torch.float32
             and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
             and bool(torch.backends.mkldnn.enabled)
@@ -33,6 +37,8 @@ class Linear:
             self._weight = (
                 torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _EXPECTED_ROWS)
                 if self.packed
+                else weight.contiguous()
+                if self.as_given
                 else weight.t().contiguous()
             )
 
@@ -41,4 +47,13 @@ class Linear:
         if self.packed:
             product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
             return product
+        if self.as_given:
+            return F.linear(x, self._weight)
         return x @ self._weight
+
+    @property
+    def weight(self) -> Tensor:
+        """`[outputs, inputs]`, contiguous. Raises RuntimeError where it lies otherwise."""
+        if not self.as_given:
+            raise RuntimeError("this weight was packed or turned for the CPU; make it for kernels to read it")
+        return self._weight

@@ -18,6 +18,9 @@ from engine.model.linear import Linear
 from engine.model.parallel import TensorParallel, rank_config
 from engine.model.rope import apply_rotary, attention_factor, query_scale, rotary, yarn_frequencies
 from kernels.attention import reach_attention
+from kernels.denoise_head import denoise_head
+from kernels.row_statistics import RowRules, Statistics
+from kernels.switch import use_triton
 
 if TYPE_CHECKING:
     from engine.batch import ForwardBatch
@@ -68,7 +71,9 @@ class Transformer:
         self.first_token = shard.rank * config.vocab_size
         self.embedding = weights.pop("encoder.embed_tokens.weight")  # [vocab, hidden]
         self.norm = weights.pop("encoder.norm.weight")
-        self.head = Linear(weights.pop("diffusion_head.weight"))  # hidden -> vocab
+        # Of several ranks each would have to be asked about its part of the vocabulary; they join their logits instead.
+        self.head_by_kernels = shard.size == 1 and use_triton(self.embedding)
+        self.head = Linear(weights.pop("diffusion_head.weight"), self.head_by_kernels)  # hidden -> vocab
         self.layers = [_layer(weights, f"encoder.layers.{index}.") for index in range(config.num_layers)]
         device = self.embedding.device
         self.frequencies = yarn_frequencies(config.rope, config.head_dim).to(device)
@@ -118,13 +123,18 @@ class Transformer:
         return x
 
     def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
-        """Final norm and head over the wanted `rows` `[r]` of `forward`'s result: `[r, vocab]`, on every rank.
+        """Final norm and head over the wanted `rows` `[r]` of `forward`'s result: `[r, vocab]`, on every rank."""
+        return self.parallel.join_columns(self.head(self._final_norm(hidden, rows)))
 
-        A head that needs only statistics of its part starts at `first_token` and combines them over
-        `parallel.all_gather` instead.
+    def statistics(self, hidden: Tensor, rows: Tensor, rules: RowRules) -> Statistics:
+        """What `logits` would show of the same rows, without holding them; where kernels run and for one rank alone.
+
+        Raises RuntimeError where the head's weight lies as the CPU's products want it.
         """
-        part = self.head(rms_norm(hidden.index_select(0, rows), self.norm, self.config.rms_norm_eps))
-        return self.parallel.join_columns(part)
+        return denoise_head(self._final_norm(hidden, rows), self.head.weight, rules)
+
+    def _final_norm(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        return rms_norm(hidden.index_select(0, rows), self.norm, self.config.rms_norm_eps)
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         """Rows of the embedding `[tokens, hidden]`: each rank looks up the ids in its part, the others are zero."""

@@ -73,6 +73,8 @@ def test_a_change_back_after_a_block_that_kept_one_token_can_be_replayed(golden_
 class SimulatedTime:
     """A clock that a forward moves on by what a laptop needs: 4 ms, and 0.4 ms a token."""
 
+    keeps_logits = True
+
     def __init__(self, executor: Executor) -> None:
         self.now = 0.0
         self.executor = executor

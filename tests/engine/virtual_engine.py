@@ -34,6 +34,8 @@ LAPTOP = ForwardCost(base_s=2.5e-3, per_sequence_s=2.5e-4, per_token_s=1e-4, per
 class VirtualExecutor:
     """Draws logits: a draft and AR agree on a token with probability `agreement`."""
 
+    keeps_logits = True
+
     def __init__(self, cost: ForwardCost, agreement: float, seed: int) -> None:
         self.cost = cost
         self.agreement = agreement

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.reference_loops import ContextCache, ReferenceLoops
-from engine.noise import Stage, gumbel_noise, seed_bits
+from engine.noise import Stage, seed_bits
 from engine.sampling import filter_logits
+from kernels.noise import gumbel_noise
 from tests.oracle.golden_cases import GOLDEN, MASK
 from tests.oracle.mixed_requests import Request, Result
 

@@ -1,0 +1,112 @@
+"""Choosing tokens where kernels run: what the head is asked about each wanted row, and its answer.
+
+The kernels see every row once and keep no logits (`kernels/denoise_head.py`). Rows with top-k or top-p need all of
+theirs: they take `engine/sampling.py`, a few rows at a time, which waits for the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from engine.decoding.choice import Choice, RowBlock, banned_tokens, random_rows
+from engine.sampling import RandomRows, pick
+from kernels.row_statistics import RowNoise, RowRules
+
+if TYPE_CHECKING:
+    from engine.model.transformer import Transformer
+
+Rows = TypeVar("Rows", RandomRows, RowNoise)
+
+LOGIT_ROWS = 64
+"""Rows whose logits are held at a time: 32 MiB in float32 for a vocabulary of 131,072."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """About the wanted rows of a forward: `rules` for all of them, and the rows with top-k or top-p, None without."""
+
+    rules: RowRules
+    filtered: RandomRows | None
+
+
+def ask(blocks: list[RowBlock], mask_token_id: int, device: torch.device) -> Asked:
+    """What the rows that `blocks` describe, in order, are asked; on the device."""
+    rows = sum(block.rows for block in blocks)
+    noise, filtered = None, None
+    random = random_rows(blocks)
+    if random is not None:
+        has_filter = (random.top_k > 0) | (random.top_p < 1)
+        if bool(has_filter.any()):
+            filtered = _moved(_part(random, has_filter), device)
+        if not bool(has_filter.all()):
+            noise = _moved(_noise(_part(random, ~has_filter), rows), device)
+    given = [token for block in blocks for token in block.given or [-1] * block.rows]
+    rules = RowRules(mask_token_id, _banned_table(blocks, rows), torch.tensor(given, dtype=torch.int64), noise)
+    rules.banned, rules.given = rules.banned.to(device), rules.given.to(device)
+    return Asked(rules, filtered)
+
+
+@torch.inference_mode()
+def head_choice(model: Transformer, hidden: Tensor, rows: Tensor, asked: Asked) -> Choice:
+    """A token for each of `rows` `[r]` of the hidden states `[tokens, hidden]`, and what the audit wants to know."""
+    known = model.statistics(hidden, rows, asked.rules)
+    choice = Choice(known.tokens, known.confidence, known.given_logprob, known.given_ratio)
+    for part in _a_few_at_a_time(asked.filtered):
+        among, part.rows = part.rows, torch.arange(len(part.rows), device=rows.device)
+        banned = asked.rules.banned[among]
+        places, columns = (banned >= 0).nonzero(as_tuple=True)
+        logits = model.logits(hidden, rows[among]).float()
+        pairs = (places, banned[places, columns]) if len(places) else None
+        choice.tokens[among], choice.confidence[among] = pick(logits, asked.rules.mask_id, part, pairs)
+    return choice
+
+
+def _noise(random: RandomRows, rows: int) -> RowNoise:
+    """The noise of all rows, those at temperature 0 included."""
+    noise = RowNoise(
+        temperature=torch.zeros(rows),
+        tempered=torch.zeros(rows, dtype=torch.bool),
+        seeds=torch.zeros(rows, dtype=torch.int64),
+        positions=torch.zeros(rows, dtype=torch.int32),
+        places=torch.zeros(rows, dtype=torch.int32),
+        choices=torch.zeros(rows, dtype=torch.int32),
+    )
+    noise.temperature[random.rows] = random.temperature
+    noise.tempered[random.rows] = random.tempered
+    noise.seeds[random.rows] = random.seeds
+    noise.positions[random.rows] = random.positions.int()
+    noise.places[random.rows] = (random.stages | random.steps << 8).int()
+    noise.choices[random.rows] = random.choices.int()
+    return noise
+
+
+def _banned_table(blocks: list[RowBlock], rows: int) -> Tensor:
+    """Banned ids `[rows, most]`, filled up with -1."""
+    banned = banned_tokens(blocks)
+    if banned is None:
+        return torch.empty(rows, 0, dtype=torch.int64)
+    of_row: list[list[int]] = [[] for _ in range(rows)]
+    for row, token in zip(*(values.tolist() for values in banned), strict=True):
+        of_row[row].append(token)
+    most = max(len(ids) for ids in of_row)
+    return torch.tensor([ids + [-1] * (most - len(ids)) for ids in of_row], dtype=torch.int64)
+
+
+def _a_few_at_a_time(random: RandomRows | None) -> list[RandomRows]:
+    if random is None:
+        return []
+    return [_part(random, slice(first, first + LOGIT_ROWS)) for first in range(0, len(random.rows), LOGIT_ROWS)]
+
+
+def _part(random: RandomRows, rows: Tensor | slice) -> RandomRows:
+    return RandomRows(**{field.name: getattr(random, field.name)[rows] for field in fields(random)})
+
+
+def _moved(rows: Rows, device: torch.device) -> Rows:
+    for field in fields(rows):
+        setattr(rows, field.name, getattr(rows, field.name).to(device))
+    return rows

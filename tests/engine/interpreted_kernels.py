@@ -1,0 +1,56 @@
+"""The engine on Triton kernels, interpreted, against the engine on the CPU's own path: the same answers. Run by
+`test_kernels.py` in a process of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from engine.decoding import head
+from engine.sampling import pick
+from kernels.switch import VARIABLE
+from tests.engine.serving import MODES, PROMPTS, Answer, answer, load
+
+SHORT = {"max_tokens": 6}
+REQUESTS: list[dict[str, Any]] = []
+for _place, _fields in enumerate(MODES.values()):
+    _small = {"block_length": min(_fields["block_length"], 5)} if "block_length" in _fields else {}
+    _sampled = {"temperature": 0.9, "seed": 40 + _place} if _place % 2 else {"temperature": 0}
+    REQUESTS.append(SHORT | _fields | _small | _sampled)
+REQUESTS += [
+    SHORT | {"decoding": "ar", "temperature": 1.2, "seed": 7, "top_p": 0.7},
+    SHORT | {"decoding": "self_speculation", "block_length": 4, "temperature": 0.8, "seed": 8, "top_k": 3},
+    SHORT | {"decoding": "diffusion", "block_length": 4, "threshold": 0.5, "temperature": 0, "min_tokens": 6},
+    SHORT | {"decoding": "diffusion", "block_length": 4, "audit": 0.5, "refinement_steps": 1, "temperature": 0},
+]
+
+
+def answers(kernels: str, monkeypatch: pytest.MonkeyPatch) -> list[Answer]:
+    monkeypatch.setenv(VARIABLE, kernels)
+    engine = load(kv_tokens=2048)
+    assert engine.core.executor.keeps_logits == (kernels == "torch")
+    return answer(engine, [(PROMPTS[place], fields) for place, fields in enumerate(REQUESTS)])
+
+
+def test_answers_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "LOGIT_ROWS", 3)
+    filtered_rows: list[int] = []
+
+    def counted(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        filtered_rows.append(logits.shape[0])
+        return pick(logits, *arguments)
+
+    monkeypatch.setattr(head, "pick", counted)
+    want, got = answers("torch", monkeypatch), answers("triton", monkeypatch)
+    assert max(filtered_rows) == 3, "top-k and top-p rows come a few at a time"
+    for fields, one, other in zip(REQUESTS, want, got, strict=True):
+        assert one.token_ids == other.token_ids, fields
+        assert one.finish_reason == other.finish_reason
+        assert one.report.forwards == other.report.forwards
+        if one.report.audit_logprob is None:
+            assert other.report.audit_logprob is None
+        else:
+            assert other.report.audit_logprob == pytest.approx(one.report.audit_logprob, abs=1e-4)
+    assert any(len(one.token_ids) == 6 for one in want)
