@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.model.rope import apply_rotary, query_scale, rotary
-from engine.model.transformer import Transformer, rms_norm
+from engine.model.rope import query_scale, rotary
+from engine.model.transformer import Transformer
 from kernels.attention import reach_mask
+from kernels.norm import rms_norm
+from kernels.rope_and_kv import rotate
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class BareModel:
         x = F.embedding(forward.token_ids, model.embedding)
         for index, layer in enumerate(model.layers):
             projected = layer.qkv(rms_norm(x, layer.input_norm, eps)).view(-1, heads + 2 * kv_heads, dim)
-            rotated = apply_rotary(projected[:, : heads + kv_heads], cos, sin)
+            rotated = rotate(projected[:, : heads + kv_heads], cos, sin)
             query = rotated[:, :heads] if stretch is None else rotated[:, :heads] * stretch
             cache = self.cache[index]
             fresh = torch.stack((rotated[:, heads:], projected[:, heads + kv_heads :]), dim=1)

@@ -47,6 +47,7 @@ class Replica:
         from engine.engine import Engine
 
         config = EngineConfig(
+            device="cuda" if args.replica_gpus else "cpu",
             dtype=args.dtype,
             threads=args.threads,
             tp=args.tp,

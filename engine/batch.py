@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.attention import MIN_PRODUCT_ROWS, AttentionGroup, folded_rows, folding, padded_keys, reach_mask
+from kernels.reach_work import ReachWork
 
 FEWEST_ROWS = 2
 """Rows of any product: one alone would be a product of a vector, which takes another code path."""
@@ -64,6 +65,7 @@ class ForwardBatch:
         groups: attention groups in row order.
         draft_rows: int64, rows the adapter applies to, padded; `draft_count` of them are real. None without drafts.
         logit_rows: int64 `[R]`; the first `wanted` are real, segment after segment in the order they were given.
+        work: reach attention's work list, in place of the groups, where a kernel runs it (`engine/device_batch.py`).
         last_position: the largest position. query_tokens, context_tokens: real tokens, and the sum of the segments'
             key positions, as the cost model counts them.
     """
@@ -79,6 +81,7 @@ class ForwardBatch:
     last_position: int
     query_tokens: int
     context_tokens: int
+    work: ReachWork | None = None
 
 
 def build_batch(

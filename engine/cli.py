@@ -26,6 +26,7 @@ def run_batch_command(
     model: Annotated[Path, typer.Option(help="Checkpoint directory.")],
     input: Annotated[Path, typer.Option(help="JSON lines, one request each.", exists=True, dir_okay=False)],
     output: Annotated[Path, typer.Option(help="JSON lines, one answer each, in input order.")],
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it computes.")] = "cpu",
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Arithmetic type.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Torch threads.", min=1)] = None,
     tp: Annotated[Literal["1", "2", "4", "8"], typer.Option(help="Processes that share the model.")] = "1",
@@ -37,7 +38,8 @@ def run_batch_command(
     from engine.run_batch import run_batch_files
 
     try:
-        llm = LLM(model, EngineConfig.model_validate({"dtype": dtype, "threads": threads, "tp": int(tp)}))
+        config = {"device": device, "dtype": dtype, "threads": threads, "tp": int(tp)}
+        llm = LLM(model, EngineConfig.model_validate(config))
         try:
             answered, failed = run_batch_files(llm, input, output)
         finally:

@@ -12,8 +12,11 @@ class EngineConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="Where every rank computes; cuda: each on a GPU of its own."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Arithmetic type of weights and K/V; auto = float32, which is what a CPU is fastest in."
+        "auto", description="Arithmetic type of weights and K/V; auto = float32 on a CPU, bfloat16 on a GPU."
     )
     threads: int | None = Field(None, ge=1, description="Torch threads of the forward; null = torch's own choice.")
     tp: Literal[1, 2, 4, 8] = Field(

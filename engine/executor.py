@@ -12,8 +12,11 @@ from torch import Tensor
 
 from engine.batch import Segment, build_batch
 from engine.decoding.head import head_choice
+from engine.device_batch import build_device_batch, on_device
 from engine.group.flat_batch import encode_segments
 from engine.group.wire import Kind
+from kernels.reach_work import SplitRule
+from kernels.switch import use_triton
 
 if TYPE_CHECKING:
     from engine.batch import ForwardBatch
@@ -30,15 +33,23 @@ class Executor:
         keeps_logits: whether forwards are `run` and give logits, as on a CPU; else `choose` never holds them.
         kv: `[layers, slots, 2, kv_heads, head_dim]`, the heads of this rank; slots = pages * page_size, page 0 is the
             null page.
-        group: the other ranks, for rank 0 of several.
+        group: the other ranks, for rank 0 of several. splits: how reach attention's kernel cuts long contexts.
     """
 
-    def __init__(self, model: Transformer, pages: int, page_size: int, group: Group | None = None) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        pages: int,
+        page_size: int,
+        group: Group | None = None,
+        splits: SplitRule | None = None,
+    ) -> None:
         config = model.config
         self.model = model
         self.group = group
         self.page_size = page_size
         self.keeps_logits = not model.head_by_kernels
+        self.splits = splits or SplitRule()
         # Zeroed, because keys beyond a row's reach are multiplied by a weight of zero, which must stay zero.
         self.kv = torch.zeros(
             config.num_layers,
@@ -51,15 +62,19 @@ class Executor:
         )
 
     def batch(self, segments: list[Segment]) -> ForwardBatch:
-        """Lays out the next forward, which must be run: the other ranks hear of it here and begin at once.
+        """Lays out the next forward, on the model's device; it must be run, because the other ranks begin at once.
 
         Raises RankFailed when one of them is gone.
         """
         if self.group is not None:
             self.group.tell(Kind.STEP, encode_segments(segments))
         config = self.model.config
-        packed = self.model.head.packed
-        return build_batch(segments, self.page_size, config.num_heads, config.num_kv_heads, self.model.dtype, packed)
+        heads, kv_heads, dtype = config.num_heads, config.num_kv_heads, self.model.dtype
+        if use_triton(self.kv):
+            batch = build_device_batch(segments, self.page_size, heads, kv_heads, dtype, self.splits)
+        else:
+            batch = build_batch(segments, self.page_size, heads, kv_heads, dtype, self.model.head.packed)
+        return on_device(batch, self.kv.device)
 
     def run(self, batch: ForwardBatch) -> Tensor:
         """One forward; returns float32 logits `[wanted, vocab]` in the order the segments asked for them.

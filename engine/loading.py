@@ -11,6 +11,7 @@ import torch
 from engine.checkpoint.config import ModelConfig
 from engine.checkpoint.memory import check_tensor_parallel
 from engine.checkpoint.weights import checked_weights, load_draft_adapter, open_weights
+from engine.errors import CheckpointError
 from engine.executor import Executor, page_count
 from engine.group.leader import Group
 from engine.group.subprocesses import WorkerProcess
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from engine.config import EngineConfig
     from engine.group.leader import Launcher
 
-DEVICE = torch.device("cpu")
-"""Where every rank computes."""
-
 
 def load_executor(path: Path, model: ModelConfig, config: EngineConfig, launcher: Launcher | None = None) -> Executor:
     """Loads this process's part as rank 0, and with `tp` above 1 the other ranks' in processes of their own.
@@ -35,18 +33,21 @@ def load_executor(path: Path, model: ModelConfig, config: EngineConfig, launcher
     Raises CheckpointError with every problem of the checkpoint, RankFailed when another rank cannot start.
     """
     check_tensor_parallel(model, config.tp)
-    dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    check_device(config.device)
+    wide = config.dtype == "float32" or (config.dtype == "auto" and config.device == "cpu")
+    dtype = torch.float32 if wide else torch.bfloat16
     spec = RankSpec(
         path=str(path.resolve()),
         size=config.tp,
         dtype=str(dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
-        backend=default_backend(DEVICE) if config.tp_backend == "auto" else config.tp_backend,
+        backend=default_backend(config.device) if config.tp_backend == "auto" else config.tp_backend,
+        device=config.device,
         store="",
     )
     if config.tp == 1:
         part = load_part(spec, 0)
-        return Executor(part, _pages(model, config, dtype), model.block_size)
+        return Executor(part, _pages(model, config, part), model.block_size)
     return _load_group(spec, model, config, launcher or WorkerProcess)
 
 
@@ -55,10 +56,23 @@ def load_part(spec: RankSpec, rank: int) -> Transformer:
     path = Path(spec.path)
     model = ModelConfig.from_dir(path)
     dtype: torch.dtype = getattr(torch, spec.dtype)
-    shard = Shard(rank, spec.size)
-    with open_weights(path, model, dtype, DEVICE, shard) as weights:
-        adapter = load_draft_adapter(path, model, dtype, DEVICE, shard)
+    shard, device = Shard(rank, spec.size), device_of(spec.device, rank)
+    with open_weights(path, model, dtype, device, shard) as weights:
+        adapter = load_draft_adapter(path, model, dtype, device, shard)
         return Transformer(model, weights, adapter, TensorParallel(shard))
+
+
+def check_device(device: str) -> None:
+    """Raises CheckpointError where there is no such device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError("device is 'cuda', and this process sees no GPU; allowed here: 'cpu'")
+
+
+def device_of(device: str, rank: int) -> torch.device:
+    """The device of a rank: its own GPU, whether it sees that one alone, as under Ray, or all of the machine's."""
+    if device == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", rank % torch.cuda.device_count())
 
 
 def _load_group(spec: RankSpec, model: ModelConfig, config: EngineConfig, launcher: Launcher) -> Executor:
@@ -71,13 +85,13 @@ def _load_group(spec: RankSpec, model: ModelConfig, config: EngineConfig, launch
         group.start(spec)
         part = load_part(spec, 0)
         group.await_all(Kind.LOADED)
-        pages = _pages(model, config, part.dtype)
+        pages = _pages(model, config, part)
         group.tell(Kind.MEMORY, number(pages))
         executor = Executor(part, pages, model.block_size, group=group)
         # Only now, when all have what they need: who meets waits for the others.
         group.await_all(Kind.READY)
         group.tell(Kind.MEET)
-        part.parallel.connect(file_store(group.store, spec.size), spec.backend)
+        part.parallel.connect(file_store(group.store, spec.size), spec.backend, part.device)
         if spec.backend == "gloo":
             # All have met, and gloo asks the store for nothing more; NCCL may.
             group.remove_directory()
@@ -87,20 +101,25 @@ def _load_group(spec: RankSpec, model: ModelConfig, config: EngineConfig, launch
     return executor
 
 
-def _pages(model: ModelConfig, config: EngineConfig, dtype: torch.dtype) -> int:
-    """Pages of K/V, the same number on every rank. The ranks of a group share the memory of their machine."""
+def _pages(model: ModelConfig, config: EngineConfig, part: Transformer) -> int:
+    """Pages of K/V, the same number on every rank: they share the memory of a machine, or have a GPU each."""
+    per_token = model.kv_bytes_per_token(part.dtype)
+    if part.device.type == "cuda":
+        per_token //= config.tp
     return page_count(
         config.kv_tokens,
         model.block_size,
-        model.kv_bytes_per_token(dtype),
-        _free_memory_bytes(),
+        per_token,
+        _free_memory_bytes(part.device),
         config.kv_memory_fraction,
         config.max_kv_tokens,
     )
 
 
-def _free_memory_bytes() -> int:
-    """Memory that the machine can still give, in bytes."""
+def _free_memory_bytes(device: torch.device) -> int:
+    """Memory that the device can still give, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
     with open("/proc/meminfo", encoding="ascii") as file:
         for line in file:
             if line.startswith("MemAvailable:"):

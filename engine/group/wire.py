@@ -35,7 +35,8 @@ class RankSpec:
 
     Attributes:
         path: checkpoint directory. dtype: torch's name of the arithmetic type. threads: torch threads of each rank;
-            the same number, because a batch is padded by it. store: file at which the ranks meet.
+            the same number, because a batch is padded by it. device: `cpu` or `cuda`. store: file at which the ranks
+            meet.
     """
 
     path: str
@@ -43,6 +44,7 @@ class RankSpec:
     dtype: str
     threads: int
     backend: Backend
+    device: str
     store: str
 
     def to_bytes(self) -> bytes:

@@ -70,7 +70,7 @@ def _serve(channel: Channel, rank: int) -> None:
     executor = Executor(model, pages, model.config.block_size)
     channel.send(Kind.READY)
     _expect(channel, Kind.MEET)
-    model.parallel.connect(file_store(Path(spec.store), spec.size), spec.backend)
+    model.parallel.connect(file_store(Path(spec.store), spec.size), spec.backend, model.device)
     while True:
         # Between two forwards it waits here, without using the CPU.
         segments = decode_segments(_expect(channel, Kind.STEP))

@@ -82,10 +82,11 @@ class TensorParallel:
         self._group: Any = None
         self._ordered = True
 
-    def connect(self, store: Any, backend: Backend) -> None:
+    def connect(self, store: Any, backend: Backend, device: torch.device) -> None:
         """Meets the other ranks at `store` (a torch.distributed store that all of them share).
 
-        gloo listens on the loopback address only: the ranks of a group are processes of one machine.
+        `device`: where the exchanged tensors are. gloo listens on the loopback address only: the ranks of a group are
+        processes of one machine.
 
         Raises RuntimeError when they do not meet in time.
         """
@@ -94,7 +95,6 @@ class TensorParallel:
             self._group = _process_group(store, rank, size, backend)
             self._ordered = backend == "gloo"
             # NCCL makes its connections at the first collective: better now than under the first request.
-            device = "cuda" if backend == "nccl" else "cpu"
             self.all_reduce(torch.ones(1, device=device))
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -144,9 +144,9 @@ def file_store(file: Path, size: int) -> Any:
     return distributed.FileStore(str(file), size)  # type: ignore[attr-defined]
 
 
-def default_backend(device: torch.device) -> Backend:
+def default_backend(device: str) -> Backend:
     """NCCL between GPUs, gloo between CPU processes."""
-    return "nccl" if device.type == "cuda" else "gloo"
+    return "nccl" if device == "cuda" else "gloo"
 
 
 def _process_group(store: Any, rank: int, size: int, backend: Backend) -> Any:

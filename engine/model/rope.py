@@ -44,17 +44,12 @@ def attention_factor(rope: RopeConfig) -> float:
 def rotary(positions: Tensor, frequencies: Tensor, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and signed sin `[tokens, 1, head_dim]`, made in float32 and cast to `dtype` (contract 3.2).
 
-    Both halves of a head share their angles; sin is negative in the first half, so that `apply_rotary` is two products.
+    Both halves of a head share their angles; sin is negative in the first half, so that rotating is two products
+    (`kernels/rope_and_kv.py`).
     """
     angles = positions.float()[:, None] * frequencies
     cos, sin = angles.cos() * factor, angles.sin() * factor
     return torch.cat((cos, cos), dim=-1).to(dtype)[:, None], torch.cat((-sin, sin), dim=-1).to(dtype)[:, None]
-
-
-def apply_rotary(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Rotates split halves of `x` `[tokens, heads, head_dim]` ("rotate_half")."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((second, first), dim=-1) * signed_sin
 
 
 def query_scale(positions: Tensor, rope: RopeConfig, dtype: torch.dtype) -> Tensor:

@@ -16,9 +16,13 @@ from torch import Tensor
 
 from engine.model.linear import Linear
 from engine.model.parallel import TensorParallel, rank_config
-from engine.model.rope import apply_rotary, attention_factor, query_scale, rotary, yarn_frequencies
+from engine.model.rope import attention_factor, query_scale, rotary, yarn_frequencies
+from kernels.activation import swiglu_torch, swiglu_triton
 from kernels.attention import reach_attention
 from kernels.denoise_head import denoise_head
+from kernels.norm import add_and_norm_torch, add_and_norm_triton, rms_norm
+from kernels.reach_attention import reach_attention_triton
+from kernels.rope_and_kv import Rotation, rope_and_kv_torch, rope_and_kv_triton
 from kernels.row_statistics import RowRules, Statistics
 from kernels.switch import use_triton
 
@@ -97,30 +101,37 @@ class Transformer:
         Returns the last layer's output `[tokens, hidden]`, before the final norm.
         """
         config = self.config
-        heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
-        scale = dim**-0.5
+        heads = config.num_heads
+        scale = config.head_dim**-0.5
         eps = config.rms_norm_eps
-        cos, sin = rotary(batch.positions, self.frequencies, self.rope_factor, self.dtype)
-        stretch = None
-        if batch.last_position >= config.rope.original_max_position_embeddings:
-            # Keys keep their size: times exactly 1.
-            stretch = query_scale(batch.positions, config.rope, self.dtype).repeat(1, heads + kv_heads, 1)
-            stretch[:, heads:] = 1
+        # Decided with the batch's layout, once for all kernels (`kernels/switch.py`).
+        if batch.work is None:
+            add_and_norm, rope_and_kv, swiglu = add_and_norm_torch, rope_and_kv_torch, swiglu_torch
+        else:
+            add_and_norm, rope_and_kv, swiglu = add_and_norm_triton, rope_and_kv_triton, swiglu_triton
+        rotation = self._rotation(batch)
         x = self._embed(batch.token_ids)
+        change: Tensor | None = None
         for index, layer in enumerate(self.layers):
-            projected = layer.qkv(rms_norm(x, layer.input_norm, eps)).view(-1, heads + 2 * kv_heads, dim)
-            rotated = apply_rotary(projected[:, : heads + kv_heads], cos, sin)
-            if stretch is not None:
-                rotated = rotated * stretch
             cache = kv[index]
-            cache.index_copy_(
-                0, batch.slots, torch.stack((rotated[:, heads:], projected[:, heads + kv_heads :]), dim=1)
-            )
-            attended = reach_attention(rotated, cache, batch.groups, scale)
-            x = x + self.parallel.all_reduce(self._output(index, layer, attended, batch.draft_rows, batch.draft_count))
-            gate, up = layer.gate_up(rms_norm(x, layer.post_norm, eps)).chunk(2, dim=-1)
-            x = x + self.parallel.all_reduce(layer.down(F.silu(gate) * up))
-        return x
+            x, normed = add_and_norm(x, change, layer.input_norm, eps)
+            query = rope_and_kv(layer.qkv(normed), rotation, batch.slots, cache, heads)
+            if batch.work is not None:
+                attended = reach_attention_triton(query, cache, batch.work, heads, scale)
+            else:
+                attended = reach_attention(query, cache, batch.groups, scale)
+            change = self.parallel.all_reduce(self._output(index, layer, attended, batch.draft_rows, batch.draft_count))
+            x, normed = add_and_norm(x, change, layer.post_norm, eps)
+            change = self.parallel.all_reduce(layer.down(swiglu(layer.gate_up(normed))))
+        return x if change is None else x + change
+
+    def _rotation(self, batch: ForwardBatch) -> Rotation:
+        """Tables of the batch's positions, for all layers."""
+        cos, sin = rotary(batch.positions, self.frequencies, self.rope_factor, self.dtype)
+        rope = self.config.rope
+        # With a work list the shapes must not depend on positions; the scale is then exactly 1 where it does not apply.
+        scaled = batch.work is not None or batch.last_position >= rope.original_max_position_embeddings
+        return Rotation(cos, sin, query_scale(batch.positions, rope, self.dtype) if scaled else None)
 
     def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """Final norm and head over the wanted `rows` `[r]` of `forward`'s result: `[r, vocab]`, on every rank."""
@@ -160,14 +171,6 @@ class Transformer:
         delta = F.linear(F.linear(attended.index_select(0, draft_rows).to(down.dtype), down), up)
         delta = (delta * self.adapter.scale).to(out.dtype)
         return out.index_add_(0, draft_rows[:draft_count], delta[:draft_count])
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last axis: statistics in float32, cast back, then the weight (contract 3.1)."""
-    if x.dtype is torch.float32:
-        return F.rms_norm(x, (x.shape[-1],), weight, eps)
-    wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 def _layer(weights: Weights, prefix: str) -> Layer:

@@ -24,7 +24,7 @@ def on_ranks(size: int, work: Callable[[TensorParallel], T]) -> list[T]:
         try:
             with torch.inference_mode():
                 parallel = TensorParallel(Shard(rank, size))
-                parallel.connect(store, "gloo")
+                parallel.connect(store, "gloo", torch.device("cpu"))
                 results[rank] = work(parallel)
         except BaseException as error:
             errors[rank] = error

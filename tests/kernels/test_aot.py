@@ -47,3 +47,5 @@ def test_form_keeps_its_budget(name: str, compiled: dict[str, dict[str, int]]) -
     registers = -(-used["REG"] // 8) * 8 * 32 * used["WARPS"]
     assert programs * registers <= REGISTERS_OF_A_PROCESSOR, used
     assert programs * (used["SHARED"] + RESERVED_BYTES) <= SHARED_BYTES_OF_A_PROCESSOR, used
+    if budget.get("async_copies"):
+        assert used["LDGSTS"] > 0, used

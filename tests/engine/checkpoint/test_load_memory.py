@@ -23,7 +23,7 @@ PROGRAM = """
 import json, re, sys
 from engine.group.wire import RankSpec
 from engine.loading import load_part
-spec = RankSpec(sys.argv[1], int(sys.argv[2]), sys.argv[3], 1, "gloo", "")
+spec = RankSpec(sys.argv[1], int(sys.argv[2]), sys.argv[3], 1, "gloo", "cpu", "")
 model = load_part(spec, int(sys.argv[2]) - 1)
 status = open("/proc/self/status").read()
 print(json.dumps({"peak": int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) * 1024, "q": model.layers[-1].qkv(

@@ -1,0 +1,297 @@
+"""The work list of reach attention: what each program of the one launch does, built on the host with the batch.
+
+A *row tile* is up to `Tiles.rows` product rows of one sequence: its query tokens, each with all heads of one K/V head.
+A tile's keys are cut into *splits*; one *item* of the list is one tile and one split, and each is run once per K/V
+head. A tile with several splits leaves one partial result per split, which are *merged* row by row; a tile with one
+writes its answer at once. Everything has a size that is known on the host, so nothing waits for the device, and the
+arrays can be padded to the sizes of a bucket for a CUDA graph: a padded item or merge does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ITEM_FIELDS = 8
+"""int32 fields of an item: page_start, first_row, rows, first_key, key_end, least_reach, partial_row, few."""
+
+MERGE_FIELDS = 4
+"""int32 fields of a merge: row, partial_row, step, splits."""
+
+FEW_ROWS = 16
+"""Product rows of the small tile: the least that a tensor-core product takes. One AR token with its heads fits."""
+
+
+PLACES = 264
+"""Programs that run at once on an H100 or H200: two on each of 132 processors."""
+
+LEAST_SPLIT = 128
+"""Keys of the shortest split that is chosen for a batch."""
+
+_START_KEYS = 64
+"""What a program costs before its first product and after its last, in keys: a guess until it is measured."""
+
+_PARTIAL_STEP = 256
+"""Rows of partial results are allocated in multiples of this, so that there are few different sizes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Tile sizes of the attention kernel for one type of K/V.
+
+    Attributes:
+        rows: product rows (query tokens x heads of a K/V head) of a tile, a power of two. 128 is a canvas of 32 tokens
+            with 4 heads a K/V head.
+        keys: keys of one step of the loop, a power of two.
+        warps, stages: launch options; stages is how many steps' loads are under way or in use.
+    """
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+def tiles_for(dtype: torch.dtype) -> Tiles:
+    """Tile sizes for K/V of `dtype`; constants, so that they cannot depend on the batch.
+
+    Sixteen bits: a canvas is one tile, a step is one page, and a program with its buffers leaves room for a second one
+    on the SM (`kernels/reach_attention.py` says why). float32 has no exact tensor-core product and is for comparisons.
+    """
+    return Tiles(16, 32, 8, 1) if dtype is torch.float32 else Tiles(128, 32, 8, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRule:
+    """How the tiles' keys are cut.
+
+    Attributes:
+        keys: keys of a split, a multiple of the tile's keys; a tile's first split begins at key 0 and every further one
+            at a multiple. None: chosen for each batch (`chosen_split`), and a rest of less than half a split belongs to
+            the one before it.
+        small_tiles: whether a tile of few rows may be a small one.
+
+    With `keys` and without small tiles (`FIXED`) a row's answer depends on its own query, keys and reach alone: not on
+    other sequences, nor on how a prompt is cut into chunks. The cost: a canvas's split leaves 64 KB a K/V head, written
+    and read again, where its K and V are 256 KB; and single tokens pay the products of a whole tile.
+    """
+
+    keys: int | None = None
+    small_tiles: bool = True
+
+
+FIXED = SplitRule(512, small_tiles=False)
+"""Answers that do not depend on the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkSizes:
+    """Sizes of a bucket: the arrays of every batch in it are padded to these, so that one CUDA graph serves them all.
+
+    Attributes:
+        items, merges, pages, partial_rows: see `ReachWork`.
+    """
+
+    items: int
+    merges: int
+    pages: int
+    partial_rows: int
+
+
+@dataclass(slots=True)
+class ReachWork:
+    """Reach attention's view of a batch. All tensors int32, on one device.
+
+    Attributes:
+        reach: `[tokens]`, keys that each row sees; 0 for padding rows.
+        pages: `[any]`, the sequences' page numbers, sequence after sequence; covers every item's keys.
+        items: `[items, ITEM_FIELDS]`, see there: where the sequence's pages start in `pages`; the tile's first row and
+            number of rows (0: nothing to do); its keys `[first_key, key_end)`; the least reach in the tile; the first
+            of its rows in the partial results, or -1 to write the answer; whether it takes the small tile.
+        merges: `[merges, MERGE_FIELDS]`: a row, its first partial row, the distance from split to split, their number.
+        partial_rows: rows of partial results that the launch needs, of all heads each.
+        page_size: slots of a page.
+        tiles: the tile sizes that the items were cut for.
+    """
+
+    reach: Tensor
+    pages: Tensor
+    items: Tensor
+    merges: Tensor
+    partial_rows: int
+    page_size: int
+    tiles: Tiles
+
+    def arrays(self) -> tuple[Tensor, ...]:
+        """The tensors, for moving them together."""
+        return self.reach, self.pages, self.items, self.merges
+
+    def with_arrays(self, arrays: tuple[Tensor, ...]) -> ReachWork:
+        """The same work with its tensors elsewhere, in the order of `arrays`."""
+        reach, pages, items, merges = arrays
+        return ReachWork(reach, pages, items, merges, self.partial_rows, self.page_size, self.tiles)
+
+
+def rounded_up(count: int) -> int:
+    """The bucket of a size: the next power of two or one and a half times one (16, 24, 32, 48, 64, ...), 0 for 0."""
+    if count == 0:
+        return 0
+    power = 1 << max(count - 1, 15).bit_length()
+    return power * 3 // 4 if count <= power * 3 // 4 and power > 16 else power
+
+
+def reach_work(
+    starts: np.ndarray,
+    rows: np.ndarray,
+    causal: np.ndarray,
+    pages: Seq[np.ndarray],
+    tokens: int,
+    heads_per_kv_head: int,
+    kv_heads: int,
+    page_size: int,
+    tiles: Tiles,
+    rule: SplitRule,
+    bucket: WorkSizes | None = None,
+) -> ReachWork:
+    """Cuts a batch's segments into items, longest first, on the CPU.
+
+    Args:
+        starts, rows: int64 `[segments]`, each segment's first position and number of query rows, at least one; their
+            rows follow each other in the batch.
+        causal: bool `[segments]`: the row at position p has reach p + 1; else every row has the segment's end.
+        pages: each sequence's page numbers in order, covering its segment's end.
+        kv_heads: of this rank: so many programs an item.
+        tokens: rows of the batch, padding at the end included; padding rows see nothing and their answer is zero.
+        bucket: sizes to pad to; without one they are rounded up, so that there are few different ones.
+
+    Raises ValueError if a K/V head has more heads than a tile has rows, splits do not consist of whole tiles, or the
+    batch does not fit the bucket.
+    """
+    tile_tokens = tiles.rows // heads_per_kv_head
+    if tile_tokens == 0:
+        raise ValueError(f"{heads_per_kv_head} heads a K/V head do not fit a tile of {tiles.rows} rows")
+    if rule.keys is not None and (rule.keys <= 0 or rule.keys % tiles.keys):
+        raise ValueError(f"split of {rule.keys} keys; allowed: multiples of {tiles.keys}")
+    ends = starts + rows
+    first_rows = np.cumsum(rows) - rows
+    used = int(rows.sum())
+    held = -(-ends // page_size)
+
+    reach = np.zeros(tokens, dtype=np.int32)
+    offset = _counted(rows)
+    reach[:used] = np.where(np.repeat(causal, rows), np.repeat(starts, rows) + offset + 1, np.repeat(ends, rows))
+
+    tile_count = -(-rows // tile_tokens)
+    segment = np.repeat(np.arange(len(rows)), tile_count)
+    skipped = _counted(tile_count) * tile_tokens
+    tile_rows = np.minimum(tile_tokens, rows[segment] - skipped)
+    tile_first = first_rows[segment] + skipped
+    most = np.where(causal[segment], starts[segment] + skipped + tile_rows, ends[segment])
+    least = np.where(causal[segment], starts[segment] + skipped + 1, ends[segment])
+    if rule.keys is None:
+        split_keys = chosen_split(most, tile_rows * heads_per_kv_head, kv_heads)
+        splits = _splits(most, split_keys)
+    else:
+        split_keys = rule.keys
+        splits = -(-most // split_keys)
+    partial_rows = np.where(splits > 1, splits * tile_rows, 0)
+    partial_first = np.cumsum(partial_rows) - partial_rows
+
+    tile = np.repeat(np.arange(len(segment)), splits)
+    split = _counted(splits)
+    first_key = split * split_keys
+    padding = -(-(tokens - used) // tile_tokens)
+    several = np.flatnonzero(splits > 1)
+    counts = tile_rows[several]
+    needed = WorkSizes(len(tile) + padding, int(counts.sum()), int(held.sum()), int(partial_rows.sum()))
+    sizes = _fitting(needed, bucket)
+
+    items = np.zeros((sizes.items, ITEM_FIELDS), dtype=np.int32)
+    real = items[: len(tile)]
+    real[:, 0] = (np.cumsum(held) - held)[segment[tile]]
+    real[:, 1] = tile_first[tile]
+    real[:, 2] = tile_rows[tile]
+    real[:, 3] = first_key
+    real[:, 4] = np.where(split + 1 == splits[tile], most[tile], first_key + split_keys)
+    real[:, 5] = least[tile]
+    real[:, 6] = np.where(splits[tile] > 1, partial_first[tile] + split * tile_rows[tile], -1)
+    real[:, 7] = rule.small_tiles & (tile_rows[tile] * heads_per_kv_head <= FEW_ROWS)
+    # The longest first, so that short ones fill the gaps at the end.
+    real[:] = real[np.argsort(real[:, 3] - real[:, 4], kind="stable")]
+    empty = items[len(tile) : len(tile) + padding]
+    empty[:, 1] = used + np.arange(padding) * tile_tokens
+    empty[:, 2] = np.minimum(tile_tokens, tokens - empty[:, 1])
+    empty[:, 6] = -1
+
+    merged, row = np.repeat(several, counts), _counted(counts)
+    merges = np.zeros((sizes.merges, MERGE_FIELDS), dtype=np.int32)
+    merges[: len(merged), 0] = tile_first[merged] + row
+    merges[: len(merged), 1] = partial_first[merged] + row
+    merges[: len(merged), 2] = tile_rows[merged]
+    merges[: len(merged), 3] = splits[merged]
+
+    table = np.zeros(sizes.pages, dtype=np.int32)
+    table[: needed.pages] = np.concatenate([own[:count] for own, count in zip(pages, held, strict=True)])
+    return ReachWork(
+        reach=torch.from_numpy(reach),
+        pages=torch.from_numpy(table),
+        items=torch.from_numpy(items),
+        merges=torch.from_numpy(merges),
+        partial_rows=sizes.partial_rows,
+        page_size=page_size,
+        tiles=tiles,
+    )
+
+
+def chosen_split(most: np.ndarray, product_rows: np.ndarray, kv_heads: int) -> int:
+    """The split with the shortest estimated launch, among `LEAST_SPLIT` times powers of two.
+
+    A program costs its keys, a start, and twice its product rows if it leaves partial results: a row's float32 sums are
+    as many bytes as one key's K and V in 16 bits, and are written and read. Up to `PLACES` programs run at once and the
+    longest is the launch; of more, the work over the places and half a program at the end.
+
+    Args:
+        most: int64 `[tiles]`, keys of each. product_rows: int64 `[tiles]`. kv_heads: programs of each split.
+    """
+    best, shortest = LEAST_SPLIT, float("inf")
+    keys = LEAST_SPLIT
+    while True:
+        splits = _splits(most, keys)
+        cost = most / splits + _START_KEYS + np.where(splits > 1, 2 * product_rows, 0)
+        longest = float(cost.max())
+        programs = int(splits.sum()) * kv_heads
+        launch = longest if programs <= PLACES else float(splits @ cost) * kv_heads / PLACES + longest / 2
+        if launch < shortest:
+            best, shortest = keys, launch
+        if splits.max() == 1:
+            return best
+        keys *= 2
+
+
+def _splits(most: np.ndarray, keys: int) -> np.ndarray:
+    """Number of splits of about `keys` keys: a rest of less than half a split belongs to the one before it."""
+    splits: np.ndarray = np.maximum((most + keys // 2) // keys, 1)
+    return splits
+
+
+def _fitting(needed: WorkSizes, bucket: WorkSizes | None) -> WorkSizes:
+    """The bucket if the batch fits it, or sizes rounded up."""
+    if bucket is None:
+        partial_rows = -(-needed.partial_rows // _PARTIAL_STEP) * _PARTIAL_STEP
+        return WorkSizes(rounded_up(needed.items), rounded_up(needed.merges), rounded_up(needed.pages), partial_rows)
+    for field in fields(needed):
+        asked, most = getattr(needed, field.name), getattr(bucket, field.name)
+        if asked > most:
+            raise ValueError(f"batch needs {asked} {field.name}; its bucket has {most}")
+    return bucket
+
+
+def _counted(counts: np.ndarray) -> np.ndarray:
+    """0, 1, ... counts[0] - 1, then the same for counts[1] and so on."""
+    begins = np.repeat(np.cumsum(counts) - counts, counts)
+    numbers: np.ndarray = np.arange(len(begins)) - begins
+    return numbers

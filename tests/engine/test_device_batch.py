@@ -1,0 +1,86 @@
+"""The batch for an accelerator says the same of every token as the segments do, and travels as one buffer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.batch import Segment, build_batch
+from engine.device_batch import build_device_batch, from_buffer, pack, tensors_of
+from kernels.reach_work import SplitRule, WorkSizes
+from tests.engine.test_batch import PAGE, segments
+from tests.kernels.isolated import interpreted
+
+RULE = SplitRule(keys=64)
+
+
+def test_the_model_on_its_kernels_equals_the_model_on_pytorch() -> None:
+    interpreted(Path(__file__).parent / "interpreted_forward.py", least=2)
+
+
+@given(segments(), st.sampled_from([1, 2, 4]))
+@settings(deadline=None, max_examples=40)
+def test_every_segment_is_laid_out_as_it_was_asked_for(asked: list[Segment], heads_per_kv_head: int) -> None:
+    batch = build_device_batch(asked, PAGE, 2 * heads_per_kv_head, 2, torch.bfloat16, RULE)
+    assert batch.work is not None
+    row = 0
+    wanted: list[int] = []
+    drafts: list[int] = []
+    for segment in asked:
+        rows = range(row, row + len(segment.tokens))
+        positions = range(segment.start, segment.end)
+        assert batch.token_ids[rows].tolist() == segment.tokens
+        assert batch.positions[rows].tolist() == list(positions)
+        assert batch.slots[rows].tolist() == [segment.pages[at // PAGE] * PAGE + at % PAGE for at in positions]
+        assert batch.work.reach[rows].tolist() == [at + 1 if segment.causal else segment.end for at in positions]
+        wanted += [row + offset for offset in segment.wanted]
+        drafts += rows if segment.drafted else []
+        row += len(rows)
+    assert len(batch.token_ids) % 8 == 0
+    assert (batch.slots[row:] < PAGE).all()
+    assert not batch.work.reach[row:].any()
+    assert batch.logit_rows[: batch.wanted].tolist() == wanted
+    assert (batch.draft_rows is not None) is bool(drafts)
+    if batch.draft_rows is not None:
+        assert batch.draft_rows[: batch.draft_count].tolist() == drafts
+    on_cpu = build_batch(asked, PAGE, heads_per_kv_head, 1, torch.float32)
+    for count in ("wanted", "draft_count", "last_position", "query_tokens", "context_tokens"):
+        assert getattr(batch, count) == getattr(on_cpu, count)
+
+
+@given(segments(), st.booleans())
+@settings(deadline=None, max_examples=20)
+def test_one_buffer_holds_the_whole_batch(asked: list[Segment], for_kernels: bool) -> None:
+    """With a work list, and with the attention groups of the PyTorch form, masks in bfloat16 included."""
+    batch = (
+        build_device_batch(asked, PAGE, 4, 2, torch.bfloat16, RULE)
+        if for_kernels
+        else build_batch(asked, PAGE, 4, 2, torch.bfloat16)
+    )
+    before = [tensor.clone() for tensor in tensors_of(batch)]
+    buffer = pack(before)
+    again = from_buffer(batch, buffer)
+    for tensor, other in zip(tensors_of(again), before, strict=True):
+        assert tensor.dtype is other.dtype
+        assert torch.equal(tensor, other)
+        assert tensor.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
+        assert tensor.storage_offset() * tensor.element_size() % 16 == 0
+
+
+def test_batches_of_a_bucket_have_the_same_shapes() -> None:
+    bucket = WorkSizes(items=32, merges=32, pages=32, partial_rows=128)
+    small = [Segment([1], 5, True, False, [0], [3])]
+    large = [Segment([1] * 9, 100, False, False, [0], list(range(1, 15))), Segment([2] * 7, 0, True, False, [], [20])]
+    shapes = [
+        [tensor.shape for tensor in tensors_of(build_device_batch(asked, PAGE, 4, 1, torch.bfloat16, RULE, 24, bucket))]
+        for asked in (small, large)
+    ]
+    assert shapes[0] == shapes[1]
+    with pytest.raises(ValueError, match="batch has 16 tokens; its bucket has 8"):
+        build_device_batch(large, PAGE, 4, 1, torch.bfloat16, RULE, 8, bucket)
+    with pytest.raises(ValueError, match="batch needs 15 pages; its bucket has 8"):
+        build_device_batch(large, PAGE, 4, 1, torch.bfloat16, RULE, 24, WorkSizes(32, 32, 8, 128))

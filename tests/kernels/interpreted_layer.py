@@ -1,0 +1,140 @@
+"""The Triton forms of the small kernels of a layer in the interpreter: rope with K/V write, norm, SwiGLU. Run by
+`test_layer_triton.py` in a process of its own. fp32 and fp16 only (`interpreted_reach.py` says why)."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import kernels.activation
+import kernels.norm
+import kernels.rope_and_kv
+from kernels.activation import swiglu_triton
+from kernels.norm import add_and_norm_torch, add_and_norm_triton
+from kernels.rope_and_kv import Rotation, rope_and_kv_torch, rope_and_kv_triton
+from tests.kernels.layer_cases import RopeCase, double_norm, double_rope, double_swiglu, rope_case
+from tests.kernels.reach_cases import SENTINEL, guarded, guards
+
+BOUND = {torch.float32: 1e-6, torch.float16: 2e-3}
+TYPES = st.sampled_from([torch.float32, torch.float16])
+EPS = 1e-5
+
+
+def close(got: Tensor, want: Tensor) -> None:
+    bound = BOUND[got.dtype]
+    torch.testing.assert_close(got.double(), want, atol=bound, rtol=bound)
+
+
+def made_by(module: object, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The results that a kernel's module allocates from now on, each between guard values."""
+    made: list[Tensor] = []
+
+    def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        made.append(guarded(torch.full(shape, float("nan"), dtype=dtype)))
+        return made[-1]
+
+    def empty_like(other: Tensor) -> Tensor:
+        return empty(*other.shape, dtype=other.dtype, device=other.device)
+
+    monkeypatch.setattr(module.torch, "empty", empty)  # type: ignore[attr-defined]
+    monkeypatch.setattr(module.torch, "empty_like", empty_like)  # type: ignore[attr-defined]
+    return made
+
+
+def test_this_process_interprets() -> None:
+    assert os.environ["TRITON_INTERPRET"] == "1"
+    assert os.environ["STEPDIAL_KERNELS"] == "triton"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    tokens=st.integers(1, 6),
+    heads=st.sampled_from([(4, 1), (4, 2), (12, 4), (32, 8), (3, 1)]),
+    dim=st.sampled_from([16, 32, 128]),
+    scaled=st.booleans(),
+    dtype=TYPES,
+)
+def test_rope_equals_float64(
+    seed: int, tokens: int, heads: tuple[int, int], dim: int, scaled: bool, dtype: torch.dtype
+) -> None:
+    case = rope_case(seed, tokens, *heads, dim, scaled, dtype)
+    query, kv = double_rope(case)
+    close(rope_and_kv_triton(case.projected, case.rotation, case.slots, case.kv, case.heads), query)
+    close(case.kv, kv)
+
+
+def test_rope_equals_its_reference_and_keeps_to_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = rope_case(5, 7, 4, 2, 32, True, torch.float32)
+    twin = rope_case(5, 7, 4, 2, 32, True, torch.float32)
+    want = rope_and_kv_torch(twin.projected, twin.rotation, twin.slots, twin.kv, 4)[:, :4]
+    assert case.rotation.query_scale is not None
+    tables = [guarded(table) for table in (case.rotation.cos, case.rotation.signed_sin, case.rotation.query_scale)]
+    case = RopeCase(guarded(case.projected), Rotation(*tables), guarded(case.slots), guarded(case.kv), 4)
+    made = made_by(kernels.rope_and_kv, monkeypatch)
+    got = rope_and_kv_triton(case.projected, case.rotation, case.slots, case.kv, 4)
+    monkeypatch.undo()
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(case.kv, twin.kv)
+    assert torch.equal(case.projected, twin.projected)
+    for tensor in (*made, case.projected, *tables, case.slots, case.kv):
+        assert (guards(tensor) == SENTINEL).all()
+    assert len(made) == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    rows=st.integers(1, 5),
+    hidden=st.sampled_from([1, 16, 96, 100, 1024, 3072]),
+    summed=st.booleans(),
+    dtype=TYPES,
+)
+def test_sum_and_norm_equal_float64(seed: int, rows: int, hidden: int, summed: bool, dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    x = (3 * torch.randn(rows, hidden, generator=draw)).to(dtype)
+    change = torch.randn(rows, hidden, generator=draw).to(dtype) if summed else None
+    weight = (0.5 + torch.rand(hidden, generator=draw)).to(dtype)
+    total, normed = add_and_norm_triton(x, change, weight, EPS)
+    close(total, x.double() + change.double() if change is not None else x.double())
+    close(normed, double_norm(total, weight, EPS))
+
+
+def test_norm_rounds_where_its_reference_does_and_keeps_to_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(1)
+    x, change = (guarded(torch.randn(3, 96, generator=draw).half()) for _ in range(2))
+    weight = guarded(torch.rand(96, generator=draw).half())
+    want = add_and_norm_torch(x, change, weight, EPS)
+    made = made_by(kernels.norm, monkeypatch)
+    got = add_and_norm_triton(x, change, weight, EPS)
+    monkeypatch.undo()
+    assert torch.equal(got[0], want[0])
+    # The sum of squares may be rounded elsewhere, so one last bit may differ here and there.
+    assert (got[1] != want[1]).float().mean() < 0.02
+    torch.testing.assert_close(got[1], want[1], atol=0, rtol=2e-3)
+    for tensor in (*made, x, change, weight):
+        assert (guards(tensor) == SENTINEL).all()
+    assert len(made) == 2
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31), rows=st.integers(1, 4), inner=st.sampled_from([1, 24, 1024, 1100]), dtype=TYPES)
+def test_swiglu_equals_float64(seed: int, rows: int, inner: int, dtype: torch.dtype) -> None:
+    gate_up = (4 * torch.randn(rows, 2 * inner, generator=torch.Generator().manual_seed(seed))).to(dtype)
+    close(swiglu_triton(gate_up), double_swiglu(gate_up))
+
+
+def test_swiglu_keeps_to_its_tensors_and_to_finite_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate_up = guarded(torch.tensor([[-100.0, 100.0, 0.0, 1.0, 1.0, 1.0], [-90.0, 5.0, -5.0, 2.0, 2.0, 2.0]]))
+    made = made_by(kernels.activation, monkeypatch)
+    got = swiglu_triton(gate_up)
+    monkeypatch.undo()
+    close(got, double_swiglu(gate_up))
+    for tensor in (*made, gate_up):
+        assert (guards(tensor) == SENTINEL).all()
+    assert len(made) == 1

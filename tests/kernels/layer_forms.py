@@ -1,0 +1,62 @@
+"""Forms of the small kernels of a layer, compiled by `aot.py`: the sizes of the released checkpoints."""
+
+from __future__ import annotations
+
+import triton
+
+from kernels.activation import _LANES, _swiglu_kernel
+from kernels.norm import _add_and_norm_kernel
+from kernels.rope_and_kv import _HEADS_AT_ONCE, _rope_and_kv_kernel
+from tests.kernels.aot import Form
+
+
+def _rope(kind: str) -> Form:
+    return Form(
+        f"rope_and_kv/{kind}",
+        _rope_and_kv_kernel,
+        {
+            "projected_ptr": f"*{kind}",
+            "cos_ptr": f"*{kind}",
+            "sin_ptr": f"*{kind}",
+            "query_scale_ptr": f"*{kind}",
+            "slots_ptr": "*i64",
+            "query_ptr": f"*{kind}",
+            "kv_ptr": f"*{kind}",
+        },
+        {"HEADS": 32, "KV_HEADS": 8, "HALF": 64, "AT_ONCE": _HEADS_AT_ONCE},
+    )
+
+
+def _norm(kind: str, hidden: int) -> Form:
+    lanes = triton.next_power_of_2(hidden)
+    return Form(
+        f"add_and_norm/{kind}/{hidden}",
+        _add_and_norm_kernel,
+        {
+            "x_ptr": f"*{kind}",
+            "change_ptr": f"*{kind}",
+            "weight_ptr": f"*{kind}",
+            "total_ptr": f"*{kind}",
+            "normed_ptr": f"*{kind}",
+            "eps": "fp32",
+        },
+        {"HIDDEN": hidden, "LANES": lanes},
+        warps=min(16, max(1, lanes // 512)),
+    )
+
+
+def _swiglu(kind: str) -> Form:
+    return Form(
+        f"swiglu/{kind}",
+        _swiglu_kernel,
+        {"gate_up_ptr": f"*{kind}", "out_ptr": f"*{kind}"},
+        {"INNER": 16384, "LANES": _LANES},
+    )
+
+
+FORMS = [
+    *(_rope(kind) for kind in ("bf16", "fp16")),
+    *(_norm("bf16", hidden) for hidden in (3072, 4096, 5120)),
+    _norm("fp16", 5120),
+    *(_swiglu(kind) for kind in ("bf16", "fp16")),
+]

@@ -1,0 +1,67 @@
+"""Forms of reach attention, compiled by `aot.py`: the engine's tiles with the heads of the released checkpoints, whole
+and sharded over eight ranks."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels.reach_attention import _MERGED_AT_ONCE, _attention_kernel, _merge_kernel
+from kernels.reach_work import FEW_ROWS, tiles_for
+from tests.kernels.aot import Form
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def _attention(kind: str, kv_heads: int) -> Form:
+    tiles = tiles_for(DTYPES[kind])
+    return Form(
+        f"reach_attention/{kind}/{kv_heads}_kv_heads",
+        _attention_kernel,
+        {
+            "query_ptr": f"*{kind}",
+            "kv_ptr": f"*{kind}",
+            "items_ptr": "*i32",
+            "pages_ptr": "*i32",
+            "reach_ptr": "*i32",
+            "out_ptr": f"*{kind}",
+            "partial_ptr": "*fp32",
+            "peak_ptr": "*fp32",
+            "total_ptr": "*fp32",
+            "query_stride": "i32",
+            "scale": "fp32",
+        },
+        {
+            "KV_HEADS": kv_heads,
+            "GROUP": 4,
+            "DIM": 128,
+            "PAGE": 32,
+            "ROWS": tiles.rows,
+            "FEW": FEW_ROWS,
+            "KEYS": tiles.keys,
+        },
+        tiles.warps,
+        tiles.stages,
+        ("query_stride",),
+    )
+
+
+def _merge(kind: str) -> Form:
+    return Form(
+        f"reach_merge/{kind}",
+        _merge_kernel,
+        {
+            "partial_ptr": "*fp32",
+            "peak_ptr": "*fp32",
+            "total_ptr": "*fp32",
+            "merges_ptr": "*i32",
+            "out_ptr": f"*{kind}",
+        },
+        {"HEADS": 32, "DIM": 128, "SPLITS": _MERGED_AT_ONCE},
+    )
+
+
+FORMS = [
+    *(_attention(kind, 8) for kind in DTYPES),
+    _attention("bf16", 1),
+    *(_merge(kind) for kind in ("bf16", "fp16")),
+]
