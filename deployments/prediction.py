@@ -146,7 +146,7 @@ class LoadTable:
         rows = [*(_load_row(load, False) for load in loads), *(_load_row(load, True) for load in timed)]
         (
             self.base_s, self.token_s, self.context_s, self.others_s, self.queue_s, self.entry_s, self.slots,
-            self.wait_s, self.chunk, self.machine,
+            self.wait_s, self.chunk, self.machine, self.slip_s,
         ) = np.array(rows).T  # fmt: skip
         # What was learned of latencies is what the engine's scheduling made of them; whether a deadline can be kept is
         # reckoned as the engine will reckon it.
@@ -210,9 +210,11 @@ def predict_all(
     return Predictions(
         p50_s=entry_s / 2 + ridden_s,
         p95_s=p95_s,
-        kept_s=SAFETY * (kept * forward_s + read_s),
+        kept_s=SAFETY * (kept * forward_s + read_s) + loads.slip_s,
         first_text_p95_s=np.minimum(first_s * first_tails, p95_s),
-        first_text_kept_s=SAFETY * (np.maximum(first, 1.0) + chunks) * (forward_s + read_s / kept) + read_s,
+        first_text_kept_s=SAFETY * (np.maximum(first, 1.0) + chunks) * (forward_s + read_s / kept)
+        + read_s
+        + loads.slip_s,
         accelerator_s=accelerator_s,
     )
 
@@ -255,6 +257,7 @@ def _load_row(load: ReplicaLoad, timed: bool) -> tuple[float, ...]:
         load.queue_s * load.waiting / (load.waiting + load.running) if queued else 0.0,
         load.prefill_chunk,
         load.tail_ratio - 1.0,
+        load.slip_s,
     )
 
 

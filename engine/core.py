@@ -113,7 +113,7 @@ class EngineCore:
                 self._share_pages(item.sequence)
                 if item.sequence.finish_reason is not None:
                     self._leave(item.sequence)
-                    self._count_end(item.sequence)
+                    self._count_end(item.sequence, ended)
             step_s = self.clock() - begun
             length = main_block_length(work, batch.query_tokens)
             self.cost_model.observe(batch.query_tokens, batch.context_tokens, len(work), step_s, length)
@@ -137,6 +137,7 @@ class EngineCore:
             open_context=sum(len(sequence.tokens) for sequence in present),
             queue_s=self.outlook.queued_s(present),
             timed_s=self.outlook.queued_s(timed),
+            slip_s=self.outlook.slip_s,
             timed_forward_s=self.outlook.view(timed, self.clock()).ride.forward_s,
             forwards=counters.forwards,
             forward_s=counters.forward_s,
@@ -169,6 +170,7 @@ class EngineCore:
             else:
                 self.waiting.remove(sequence)
             self.counters.finished["cut"] += 1
+            self.outlook.ended(sequence.output_tokens, False if sequence.plan.promised else None)
         return events
 
     def _admit(self) -> None:
@@ -194,12 +196,14 @@ class EngineCore:
             self.running.append(sequence)
 
     def _look_ahead(self, now: float) -> View | None:
-        """What deadlines and open plans ask for, None where there are neither.
+        """What deadlines and open plans ask for, None where there are neither, or nobody is at a border.
 
         Deadlines that cannot be kept are given up, so that they hold up nobody.
         """
         present = [*self.running, *self.waiting]
-        if all(sequence.plan.pinned and not sequence.timed for sequence in present):
+        if not any(sequence.timed for sequence in present) and not any(
+            sequence.at_border and not sequence.plan.pinned and _may_change(sequence) for sequence in self.running
+        ):
             return None
         view = self.outlook.view(present, now)
         while (sequence := self.outlook.to_give_up(view)) is not None:
@@ -302,9 +306,10 @@ class EngineCore:
         self.running.remove(sequence)
         self.pool.release(sequence.drop_cache())
 
-    def _count_end(self, sequence: Sequence) -> None:
+    def _count_end(self, sequence: Sequence, now: float) -> None:
         self.counters.finished[sequence.finish_reason or "cancelled"] += 1
-        self.outlook.ended(sequence.output_tokens)
+        promised = sequence.due_s is not None and sequence.plan.promised
+        self.outlook.ended(sequence.output_tokens, now <= (sequence.due_s or 0.0) if promised else None)
 
     def _share_pages(self, sequence: Sequence) -> None:
         """Makes pages findable whose every token is committed."""

@@ -33,6 +33,7 @@ class Executor:
         keeps_logits: whether forwards are `run` and give logits, as on a CPU; else `choose` never holds them.
         kv: `[layers, slots, 2, kv_heads, head_dim]`, the heads of this rank; slots = pages * page_size, page 0 is the
             null page.
+        on_kernels: whether batches are laid out for the Triton kernels, and so run on them (`kernels/switch.py`).
         group: the other ranks, for rank 0 of several. splits: how reach attention's kernel cuts long contexts.
     """
 
@@ -50,6 +51,7 @@ class Executor:
         self.page_size = page_size
         self.keeps_logits = not model.head_by_kernels
         self.splits = splits or SplitRule()
+        self.on_kernels = use_triton(model.embedding)
         # Zeroed, because keys beyond a row's reach are multiplied by a weight of zero, which must stay zero.
         self.kv = torch.zeros(
             config.num_layers,
@@ -70,7 +72,7 @@ class Executor:
             self.group.tell(Kind.STEP, encode_segments(segments))
         config = self.model.config
         heads, kv_heads, dtype = config.num_heads, config.num_kv_heads, self.model.dtype
-        if use_triton(self.kv):
+        if self.on_kernels:
             batch = build_device_batch(segments, self.page_size, heads, kv_heads, dtype, self.splits)
         else:
             batch = build_batch(segments, self.page_size, heads, kv_heads, dtype, self.model.head.packed)
@@ -100,7 +102,8 @@ class Executor:
             if batch.wanted == 0:
                 vocabulary = self.model.config.vocab_size * self.model.parallel.shard.size
                 return hidden.new_empty(0, vocabulary, dtype=torch.float32)
-            return self.model.logits(hidden, batch.logit_rows)[: batch.wanted].float()
+            # Tokens are chosen from logits on the CPU; a single rank on a GPU never holds them (`choose`).
+            return self.model.logits(hidden, batch.logit_rows)[: batch.wanted].float().cpu()
 
     def choose(self, batch: ForwardBatch, asked: Asked) -> Choice:
         """One forward, and a token for every wanted row without their logits, in the order of `run`."""

@@ -28,7 +28,7 @@ from engine.decoding.rung_choice import (
     tokens_ahead,
     worth_of,
 )
-from engine.pace import Ride, Riders, StepTable, ride
+from engine.pace import NOBODY, Ride, Riders, StepTable, ride
 from engine.scheduler import PATIENCE
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
 PRIOR_OUTPUT_TOKENS = 64.0
 LONGEST_S = 24 * 3600.0
+SLIPPED = 0.01
+"""The share of deadlines that may be missed: `slip_s` comes to rest where it is so many."""
+MOST_SLIP = 16.0
+"""The longest `slip_s`, in bases of a forward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +86,34 @@ class View:
 
 
 class Outlook:
-    """Predicts what sequences still need. `meter`: tokens per forward of every rung, as measured here."""
+    """Predicts what sequences still need.
+
+    Attributes:
+        meter: tokens per forward of every rung, as measured here.
+        slip_s: by how much a newcomer's deadline is taken to be earlier than it is. What makes deadlines slip is seen
+            only when it happens (stalls, other threads, bursts), so every miss adds a forward's base and every deadline
+            that was kept takes a hundredth of that away again.
+    """
 
     def __init__(self, cost_model: ForwardCostModel, prefill_chunk: int) -> None:
         self.cost_model = cost_model
         self.prefill_chunk = prefill_chunk
         self.meter = TokensPerForward()
         self._mean_output = PRIOR_OUTPUT_TOKENS
+        self.slip_s = 0.0
         self._in_use: dict[Ladder, int] = {}  # the rung of each ladder that was worth most the last time
 
     @property
     def cost(self) -> ForwardCost:
         return self.cost_model.cost
 
-    def ended(self, output_tokens: int) -> None:
-        """Learns from a finished answer's length."""
+    def ended(self, output_tokens: int, in_time: bool | None = None) -> None:
+        """Learns from a finished answer: its length, and whether its deadline was kept (None: it had none)."""
         self._mean_output += 0.05 * (output_tokens - self._mean_output)
+        if in_time is not None:
+            base_s = self.cost.base_s
+            step_s = -SLIPPED * base_s if in_time else base_s
+            self.slip_s = min(max(self.slip_s + step_s, 0.0), MOST_SLIP * base_s)
 
     def view(self, sequences: Seq[Sequence], now: float) -> View:
         """What the deadlines of `sequences` ask of the coming forwards. Those that were given up ask for nothing."""
@@ -106,9 +122,9 @@ class Outlook:
         price = self._price(sequences, worth)
         best = {ladder: self._best(ladder, values, price) for ladder, values in worth.items()}
         timed = [sequence for sequence in sequences if sequence.timed and not sequence.given_up]
-        table, rows = self._table(timed, worth, price)
-        riders = self._riders(timed, rows, now)
         fixed_s = self.cost.base_s + self._overdue_s(sequences)
+        table, rows = self._table(timed, worth, price)
+        riders = self._riders(timed, rows, now) if timed else NOBODY
         return View(timed, riders, table, ride(riders, table, fixed_s), fixed_s, price, crowd, best)
 
     def rungs(self, borders: Iterable[Sequence], view: View) -> dict[Sequence, Rung]:
@@ -185,8 +201,8 @@ class Outlook:
             ladder=np.array([len(table.steps) - 1]),
             first=np.array([0]),
             tokens=np.array([float(newcomer.output_tokens)]),
-            left_s=np.array([inf if newcomer.left_s is None else newcomer.left_s]),
-            first_left_s=np.array([inf if newcomer.first_left_s is None else newcomer.first_left_s]),
+            left_s=np.array([inf if newcomer.left_s is None else newcomer.left_s - self.slip_s]),
+            first_left_s=np.array([inf if newcomer.first_left_s is None else newcomer.first_left_s - self.slip_s]),
             context_s=np.array([self.cost.per_context_s * (newcomer.prompt_tokens + newcomer.output_tokens / 2)]),
             prompt_forwards=np.array([float(chunks)]),
             prompt_s=np.array([self.cost.per_token_s * newcomer.prompt_tokens]),

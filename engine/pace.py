@@ -91,6 +91,9 @@ class Riders:
         )
 
 
+NOBODY = Riders(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), *(np.zeros(0) for _ in range(7)))
+
+
 class Ride:
     """The mean forward of riders who all take part as often as they need.
 

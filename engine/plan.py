@@ -156,6 +156,11 @@ class Plan:
             raise ValueError(f"start {self.start} is outside a ladder of {len(self.ladder)} rungs")
 
     @property
+    def promised(self) -> bool:
+        """Whether the planner expected it to be in time: what was let in late anyway keeps no deadline."""
+        return self.slo_ms is not None and self.predicted_p95_ms is not None and self.predicted_p95_ms <= self.slo_ms
+
+    @property
     def pinned(self) -> bool:
         """Whether nothing is left to the engine."""
         return len(self.ladder) == 1 or bool(self.schedule)

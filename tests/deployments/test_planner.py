@@ -9,108 +9,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.goal import Goal, goal_of
+from deployments.goal import goal_of
 from deployments.history import Length
 from deployments.load import ReplicaLoad
-from deployments.menu import Menu, Menus, frontier
-from deployments.planner import Ask, Planned, Refusal, make_plan
-from deployments.prediction import Size, most_forwards, predict
-from deployments.quality import QualityMap
-from deployments.tiers import SERVICE_TIERS, TIERS, Tier, find_tier
+from deployments.planner import Planned, Refusal, make_plan
 from engine.cost_model import ForwardCost, ForwardCostModel
-from engine.errors import InvalidRequest
 from engine.outlook import Newcomer, Outlook
-from engine.plan import Decoding, Rung, diffusion, self_speculation
+from engine.plan import Decoding, self_speculation
 from engine.request import GenerationOptions
-
-BLOCK = 32
-
-
-def measured(rung: Rung, quality: float, tokens_per_forward: float) -> Rung:
-    return replace(rung, expected_quality=quality, expected_tokens_per_forward=tokens_per_forward)
-
-
-LADDER = (
-    measured(Rung(Decoding.AR), 0.95, 1.0),
-    measured(self_speculation(8), 0.95, 2.5),
-    measured(diffusion(32, 16), 0.93, 1.9),
-    measured(diffusion(32, 8), 0.90, 3.5),
-    measured(diffusion(32, 4), 0.80, 6.4),
-    measured(diffusion(32, 1), 0.30, 16.0),
+from tests.deployments.plans_by_hand import (
+    BLOCK,
+    COST,
+    DEFAULT,
+    MENUS,
+    ask,
+    clusters,
+    costs,
+    exactly,
+    fields,
+    lengths,
+    plan,
+    quality,
+    shares,
 )
-QUALITY = QualityMap(LADDER, tuple(rung for rung in LADDER if rung.is_diffusion), 0.0, {r.policy(): r for r in LADDER})
-MENUS = Menus(QUALITY, BLOCK)
-DEFAULT = TIERS[0]
-COST = ForwardCost(base_s=5e-3, per_sequence_s=0.0, per_token_s=1e-4, per_context_s=0.0)
-
-
-def exactly(tokens: int) -> Length:
-    return Length(tokens, tokens, "known")
-
-
-def ask(menu: Menu, goal: Goal, prompt: int, length: Length, overhead_ms: float = 20.0, **rest: Any) -> Ask:
-    qualities = tuple(rung.expected_quality for rung in menu.rungs)
-    return Ask(menu, goal, prompt, (length,) * len(menu.rungs), qualities, overhead_ms, overhead_ms, **rest)
-
-
-def plan(
-    slo_ms: float | None,
-    loads: ReplicaLoad | list[ReplicaLoad],
-    output: int | Length = 100,
-    tier: Tier = DEFAULT,
-    share: float = 1.0,
-    **fields: Any,
-) -> Planned | Refusal:
-    options = GenerationOptions(latency_slo_ms=slo_ms, **fields)
-    goal = goal_of(options, tier, share=share)
-    menu = MENUS.menu(options, tier, tier is not DEFAULT, goal)
-    length = exactly(output) if isinstance(output, int) else output
-    return make_plan(ask(menu, goal, 50, length), loads if isinstance(loads, list) else [loads])
-
-
-def quality(planned: Planned) -> float:
-    value = planned.plan.first.expected_quality
-    assert value is not None
-    return value
-
-
-costs = st.builds(
-    ForwardCost,
-    base_s=st.floats(1e-4, 0.02),
-    per_sequence_s=st.floats(0, 1e-4),
-    per_token_s=st.floats(0, 1e-3),
-    per_context_s=st.floats(0, 1e-6),
-)
-
-
-def loads_of(name: str) -> st.SearchStrategy[ReplicaLoad]:
-    return st.builds(
-        ReplicaLoad,
-        replica=st.just(name),
-        queue_s=st.floats(0, 20),
-        running=st.integers(0, 64),
-        waiting=st.integers(0, 8),
-        sequences=st.integers(0, 64),
-        slots=st.floats(0, 500),
-        context=st.floats(0, 20_000),
-        cost=costs,
-        tail_ratio=st.floats(1, 5),
-    )
-
-
-loads = loads_of("a")
-clusters = st.integers(1, 3).flatmap(lambda count: st.tuples(*(loads_of(name) for name in "abc"[:count])).map(list))
-lengths = st.tuples(st.integers(1, 256), st.integers(0, 200)).map(lambda pair: Length(pair[0], sum(pair), "seen"))
-fields = st.fixed_dictionaries(
-    {},
-    optional={
-        "decoding": st.sampled_from(["auto", "diffusion"]),
-        "max_refinement_steps": st.integers(4, 32),
-        "min_refinement_steps": st.integers(1, 4),
-        "min_expected_quality": st.sampled_from([0.3, 0.5, 0.8]),
-    },
-)
-shares = st.floats(0.5, 1.0)
 
 
 @given(clusters, st.floats(1, 60_000), st.floats(1, 10), lengths, fields, shares)
@@ -182,65 +103,6 @@ def test_both_bounds_are_named_one_after_the_other_until_they_fit(
         assert answer.smallest_feasible_slo_ms > bounds[answer.field]
         bounds[answer.field] = answer.smallest_feasible_slo_ms
     pytest.fail(f"{bounds} were offered and are still refused")
-
-
-@given(loads, st.integers(1, 400), st.sampled_from(LADDER))
-@settings(deadline=None)
-def test_load_and_length_never_make_a_prediction_shorter(load: ReplicaLoad, output: int, rung: Rung) -> None:
-    busy, idle = predict(rung, Size(50, output), load), predict(rung, Size(50, output), load.idle())
-    assert idle.p95_s <= busy.p95_s + 1e-9
-    assert busy.p50_s <= busy.p95_s
-    assert busy.first_text_p95_s <= busy.p95_s + 1e-9
-    assert predict(rung, Size(50, output + 40), load).p50_s >= busy.p50_s - 1e-9
-
-
-@given(loads, st.integers(1, 400), st.integers(0, 400), st.sampled_from(LADDER))
-@settings(deadline=None)
-def test_a_spread_of_lengths_widens_the_prediction_and_leaves_its_median(
-    load: ReplicaLoad, median: int, more: int, rung: Rung
-) -> None:
-    load = replace(load, tail_ratio=1.0)  # else more forwards have a smaller tail, and lengths differ in forwards
-    sure = predict(rung, Size(50, median), load)
-    spread = predict(rung, Size(50, median + more, median), load)
-    longest = predict(rung, Size(50, median + more), load)
-    assert spread.p50_s == sure.p50_s
-    assert spread.p95_s >= sure.p95_s - 1e-9
-    assert spread.p95_s <= longest.p95_s + 1e-9, "both at their p95 at once would be rarer than one in twenty"
-
-
-@given(loads, st.integers(40, 400), st.integers(0, 39), st.sampled_from(LADDER))
-@settings(deadline=None)
-def test_a_cached_prefix_makes_it_shorter(load: ReplicaLoad, prompt: int, cached: int, rung: Rung) -> None:
-    fresh, known = predict(rung, Size(prompt, 20), load), predict(rung, Size(prompt, 20, None, cached), load)
-    assert known.p50_s <= fresh.p50_s
-    assert known.accelerator_s <= fresh.accelerator_s + 1e-12
-
-
-def test_known_prediction() -> None:
-    """An idle replica: 1 forward for 50 prompt tokens (5 + 5 ms), then 4 blocks of 5 forwards of 5 + 3.2 ms."""
-    load = ReplicaLoad("a", cost=COST, latency_tail={"diffusion": 1.0}, tail_ratio=1.0)
-    prediction = predict(diffusion(32, 4), Size(50, 128), load)
-    assert abs(prediction.p50_s - (10e-3 + 20 * 8.2e-3)) < 1e-12
-    assert prediction.p95_s == pytest.approx(prediction.p50_s)
-    assert abs(prediction.first_text_p95_s - (10e-3 + 5 * 8.2e-3)) < 1e-12
-    assert abs(prediction.accelerator_s - prediction.p50_s) < 1e-12, "alone it pays for all of its forwards"
-    # Beside 96 slots each forward lasts 9.6 ms longer, and a quarter of it is ours.
-    busy = predict(diffusion(32, 4), Size(50, 128), replace(load, slots=96, queue_s=1e9))
-    assert abs(busy.p50_s - (10e-3 + 20 * 8.2e-3 + 21 * 9.6e-3)) < 1e-12
-    assert abs(busy.accelerator_s - ((10e-3 + 9.6e-3) * 50 / 146 + 20 * 17.8e-3 * 32 / 128)) < 1e-12
-
-
-def test_others_delay_by_no_more_than_the_work_that_they_have() -> None:
-    load = ReplicaLoad("a", cost=COST, slots=960, queue_s=0.05, waiting=10, running=0)
-    idle = predict(diffusion(32, 4), Size(50, 128), replace(load, slots=0, queue_s=0, waiting=0))
-    assert abs(predict(diffusion(32, 4), Size(50, 128), load).p50_s - idle.p50_s - 0.05) < 1e-12
-
-
-def test_known_forwards() -> None:
-    assert most_forwards(Rung(Decoding.AR), 100) == 100
-    assert most_forwards(diffusion(32, 4), 100) == 4 * 5
-    assert most_forwards(diffusion(32, 32), 32) == 32  # the first token is the seed: 31 masks, then the commit
-    assert most_forwards(self_speculation(8), 10) == 20
 
 
 def test_budgets_follow_the_slo() -> None:
@@ -349,69 +211,6 @@ def test_an_idle_engine_admits_what_was_planned_for_it_and_what_a_refusal_names(
     assert outlook.rung_for(newcomer, [], 0.0) is not None
 
 
-@pytest.mark.parametrize("name", ["default", "standard", "scale"])
-def test_a_named_exact_tier_keeps_quality_even_with_an_slo(name: str) -> None:
-    options = GenerationOptions(latency_slo_ms=200)
-    tier = find_tier(name, TIERS, SERVICE_TIERS)
-    assert all(rung.exact for rung in MENUS.menu(options, tier, True, goal_of(options, tier)).rungs)
-
-
-def test_a_lossy_tier_uses_lossy_rungs_above_its_floor() -> None:
-    tier = find_tier("priority", TIERS, SERVICE_TIERS)
-    options = GenerationOptions()
-    rungs = MENUS.menu(options, tier, True, goal_of(options, tier)).rungs
-    assert min(rung.expected_quality or 0 for rung in rungs) == 0.80
-
-
-def test_a_tiers_steps_and_modes_are_kept() -> None:
-    tier = Tier(
-        name="narrow", latency_slo_ms=5000, lossy=True, min_refinement_steps=4, max_refinement_steps=8,
-        decodings=("diffusion",),
-    )  # fmt: skip
-    options = GenerationOptions()
-    rungs = MENUS.menu(options, tier, True, goal_of(options, tier)).rungs
-    assert [rung.refinement_steps for rung in rungs] == [8, 4]
-    with pytest.raises(InvalidRequest, match="no rung of this model fits"):
-        MENUS.menu(options, tier.model_copy(update={"lossy": False}), True, goal_of(options, tier))
-
-
-def test_a_floor_that_nothing_reaches_is_named() -> None:
-    options = GenerationOptions(decoding="diffusion", latency_slo_ms=5000, min_expected_quality=0.94)
-    with pytest.raises(InvalidRequest, match=r"min_expected_quality is 0\.94; allowed .* at most 0\.93"):
-        MENUS.menu(options, DEFAULT, False, goal_of(options, DEFAULT))
-
-
-def test_a_pin_below_the_floor_is_named() -> None:
-    options = GenerationOptions(decoding="diffusion", block_length=32, refinement_steps=1, min_expected_quality=0.5)
-    with pytest.raises(InvalidRequest, match=r"min_expected_quality is 0\.5 here, and what decoding pins has 0\.3"):
-        MENUS.menu(options, DEFAULT, False, goal_of(options, DEFAULT))
-
-
-rungs_measured = st.lists(
-    st.tuples(st.sampled_from([1, 2, 4, 8]), st.sampled_from([4, 8, 16, 32]), st.floats(0, 1), st.floats(1, 20)).map(
-        lambda parts: measured(diffusion(parts[1], parts[0], 0.5), parts[2], parts[3])
-    ),
-    min_size=1, max_size=12, unique_by=lambda rung: rung.policy(),
-)  # fmt: skip
-
-
-@given(rungs_measured, st.floats(0, 1))
-def test_the_frontier_loses_nothing_under_any_price(rungs: list[Rung], price: float) -> None:
-    """For every quality asked for and every price of forwards against slots, the cheapest rung is on the frontier."""
-
-    def cost(rung: Rung) -> float:
-        per_token = min(most_forwards(rung, 1024) / 1024, 1 / (rung.expected_tokens_per_forward or 1))
-        return per_token * (price + (1 - price) * rung.block_length)
-
-    kept = frontier(rungs)
-    assert set(kept) <= set(rungs)
-    for asked in rungs:
-        floor = asked.expected_quality or 0.0
-        good = [cost(rung) for rung in rungs if (rung.expected_quality or 0.0) >= floor]
-        found = [cost(rung) for rung in kept if (rung.expected_quality or 0.0) >= floor]
-        assert min(found) <= min(good) * (1 + 1e-9)
-
-
 def test_an_idle_replica_that_is_too_slow_is_400_and_load_is_429() -> None:
     load = ReplicaLoad("a", cost=COST, running=20, sequences=20, timed_others_s=0.064, timed_s=12.0)
     hopeless, busy = plan(30, load), plan(300, load)
@@ -496,13 +295,6 @@ def test_a_time_to_first_text_alone_picks_what_starts_early() -> None:
     assert not answer.plan.first.is_diffusion
 
 
-def test_an_slo_per_token_becomes_a_total() -> None:
-    tier = Tier(name="steady", ttft_slo_ms=200, per_token_slo_ms=5, latency_slo_ms=900)
-    assert goal_of(GenerationOptions(), tier, 100).latency_slo_ms == 700
-    assert goal_of(GenerationOptions(), tier, 1000).latency_slo_ms == 900
-    assert goal_of(GenerationOptions(latency_slo_ms=50), tier, 100).latency_slo_ms == 50
-
-
 def test_a_pinned_request_keeps_its_pin() -> None:
     answer = plan(10_000, ReplicaLoad("a"), decoding="diffusion", block_length=16, refinement_steps=3)
     assert isinstance(answer, Planned)
@@ -514,10 +306,3 @@ def test_a_block_length_that_was_not_measured_still_gets_budgets() -> None:
     answer = plan(10_000, ReplicaLoad("a"), decoding="diffusion", block_length=12)
     assert isinstance(answer, Planned)
     assert answer.plan.first.block_length == 12
-
-
-def test_quality_is_not_promised_outside_the_calibrated_range() -> None:
-    rung = diffusion(32, 8)
-    assert QUALITY.expected_quality(rung, 0.0) == 0.90
-    assert QUALITY.expected_quality(rung, 0.7) is None
-    assert QualityMap().expected_quality(rung, 0.0) is None

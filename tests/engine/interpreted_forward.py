@@ -29,7 +29,7 @@ def executor(dtype: torch.dtype) -> Executor:
         (0.1 * torch.randn(4, 128, generator=draw), 0.1 * torch.randn(96, 4, generator=draw)) for _ in range(LAYERS)
     ]
     model = Transformer(ModelConfig.from_dict(raw), tensors, DraftAdapter(tuple(low_rank), 4.0))
-    return Executor(model, 40, PAGE, SplitRule(keys=64))
+    return Executor(model, 40, PAGE, splits=SplitRule(keys=64))
 
 
 def segment(draw: torch.Generator, start: int, rows: int, causal: bool, drafted: bool, pages: list[int]) -> Segment:

@@ -1,0 +1,73 @@
+"""Predicted latencies: known ones, and what they must never do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deployments.load import ReplicaLoad
+from deployments.prediction import Size, most_forwards, predict
+from engine.plan import Decoding, Rung, diffusion, self_speculation
+from tests.deployments.plans_by_hand import COST, LADDER, loads
+
+
+@given(loads, st.integers(1, 400), st.sampled_from(LADDER))
+@settings(deadline=None)
+def test_load_and_length_never_make_a_prediction_shorter(load: ReplicaLoad, output: int, rung: Rung) -> None:
+    busy, idle = predict(rung, Size(50, output), load), predict(rung, Size(50, output), load.idle())
+    assert idle.p95_s <= busy.p95_s + 1e-9
+    assert busy.p50_s <= busy.p95_s
+    assert busy.first_text_p95_s <= busy.p95_s + 1e-9
+    assert predict(rung, Size(50, output + 40), load).p50_s >= busy.p50_s - 1e-9
+
+
+@given(loads, st.integers(1, 400), st.integers(0, 400), st.sampled_from(LADDER))
+@settings(deadline=None)
+def test_a_spread_of_lengths_widens_the_prediction_and_leaves_its_median(
+    load: ReplicaLoad, median: int, more: int, rung: Rung
+) -> None:
+    load = replace(load, tail_ratio=1.0)  # else more forwards have a smaller tail, and lengths differ in forwards
+    sure = predict(rung, Size(50, median), load)
+    spread = predict(rung, Size(50, median + more, median), load)
+    longest = predict(rung, Size(50, median + more), load)
+    assert spread.p50_s == sure.p50_s
+    assert spread.p95_s >= sure.p95_s - 1e-9
+    assert spread.p95_s <= longest.p95_s + 1e-9, "both at their p95 at once would be rarer than one in twenty"
+
+
+@given(loads, st.integers(40, 400), st.integers(0, 39), st.sampled_from(LADDER))
+@settings(deadline=None)
+def test_a_cached_prefix_makes_it_shorter(load: ReplicaLoad, prompt: int, cached: int, rung: Rung) -> None:
+    fresh, known = predict(rung, Size(prompt, 20), load), predict(rung, Size(prompt, 20, None, cached), load)
+    assert known.p50_s <= fresh.p50_s
+    assert known.accelerator_s <= fresh.accelerator_s + 1e-12
+
+
+def test_known_prediction() -> None:
+    """An idle replica: 1 forward for 50 prompt tokens (5 + 5 ms), then 4 blocks of 5 forwards of 5 + 3.2 ms."""
+    load = ReplicaLoad("a", cost=COST, latency_tail={"diffusion": 1.0}, tail_ratio=1.0)
+    prediction = predict(diffusion(32, 4), Size(50, 128), load)
+    assert abs(prediction.p50_s - (10e-3 + 20 * 8.2e-3)) < 1e-12
+    assert prediction.p95_s == pytest.approx(prediction.p50_s)
+    assert abs(prediction.first_text_p95_s - (10e-3 + 5 * 8.2e-3)) < 1e-12
+    assert abs(prediction.accelerator_s - prediction.p50_s) < 1e-12, "alone it pays for all of its forwards"
+    # Beside 96 slots each forward lasts 9.6 ms longer, and a quarter of it is ours.
+    busy = predict(diffusion(32, 4), Size(50, 128), replace(load, slots=96, queue_s=1e9))
+    assert abs(busy.p50_s - (10e-3 + 20 * 8.2e-3 + 21 * 9.6e-3)) < 1e-12
+    assert abs(busy.accelerator_s - ((10e-3 + 9.6e-3) * 50 / 146 + 20 * 17.8e-3 * 32 / 128)) < 1e-12
+
+
+def test_others_delay_by_no_more_than_the_work_that_they_have() -> None:
+    load = ReplicaLoad("a", cost=COST, slots=960, queue_s=0.05, waiting=10, running=0)
+    idle = predict(diffusion(32, 4), Size(50, 128), replace(load, slots=0, queue_s=0, waiting=0))
+    assert abs(predict(diffusion(32, 4), Size(50, 128), load).p50_s - idle.p50_s - 0.05) < 1e-12
+
+
+def test_known_forwards() -> None:
+    assert most_forwards(Rung(Decoding.AR), 100) == 100
+    assert most_forwards(diffusion(32, 4), 100) == 4 * 5
+    assert most_forwards(diffusion(32, 32), 32) == 32  # the first token is the seed: 31 masks, then the commit
+    assert most_forwards(self_speculation(8), 10) == 20
