@@ -3,7 +3,8 @@
 NOT YET RUN ON A GPU. It was written where there is none: everything but the timing itself runs in the tests on a CPU
 (`--device cpu --tiny`), and a first run on a GPU may find errors in it, which it then reports.
 
-Sections, in this order; each is on its own, and what fails in one is reported in its place and does not stop the rest:
+Sections, in this order. Each runs in a process of its own, because a kernel that reads outside its memory ends CUDA for
+its process; what fails, hangs or dies is reported in its place and does not stop the rest:
 
 - `ceilings`: copy bandwidth and bf16 product rate of this machine; all floors are computed from them;
 - `correctness`: kernels against plain references, bf16 against float32, and whole answers against the CPU's;
@@ -20,7 +21,6 @@ reference loops transformers; no checkpoint, no Ray, no network. JSON is written
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import subprocess
 import sys
@@ -36,8 +36,8 @@ import torch
 from benchmarks.command import command_parser, parsed, write_report
 from benchmarks.gpu.bars import judge
 from benchmarks.gpu.ceilings import measured
-from benchmarks.gpu.section import Section
 from benchmarks.gpu.tables import show_bars, show_section
+from benchmarks.gpu.task import Task, run_apart, run_here
 
 SHARES = {"ceilings": 1, "correctness": 4, "kernels": 6, "forward": 8, "end_to_end": 6}
 """Of the time: what a section does not need goes to those after it."""
@@ -46,27 +46,23 @@ SHARES = {"ceilings": 1, "correctness": 4, "kernels": 6, "forward": 8, "end_to_e
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the chosen sections; returns the exit status."""
     options = _options(arguments)
-    device = torch.device(options.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    report: dict[str, Any] = {"device": device_facts(device), "tiny": options.tiny, "sections": {}}
+    report: dict[str, Any] = {
+        "device": device_facts(torch.device(options.device)),
+        "tiny": options.tiny,
+        "sections": {},
+    }
     ends_s = time.monotonic() + 60 * options.minutes
     chosen = [name for name in SHARES if name in options.sections]
     for index, name in enumerate(chosen):
         begun = time.monotonic()
         share = SHARES[name] / sum(SHARES[later] for later in chosen[index:])
         ceilings = measured(report["sections"].get("ceilings", {}).get("rows", []))
-        section = Section(device, options.tiny, ceilings, begun + share * max(ends_s - begun, 0))
-        try:
-            importlib.import_module(f"benchmarks.gpu.{name}").run(section)
-        except Exception as error:
-            section.fail(name, error)
-        report["sections"][name] = {"seconds": round(time.monotonic() - begun, 1), **section.to_dict()}
+        task = Task(name, options.device, options.tiny, ceilings, share * max(ends_s - begun, 0))
+        found = run_apart(task) if options.apart else run_here(task)
+        report["sections"][name] = {"seconds": round(time.monotonic() - begun, 1), **found}
         report["bars"] = judge(report["sections"], rehearsal=options.tiny)
         write_report(options, report)
         show_section(name, report["sections"][name])
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
     show_bars(report["bars"])
     return 0 if succeeded(report["sections"]) else 1
 
@@ -119,6 +115,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8.0, help="shared between the sections")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small shapes: a rehearsal, whose figures mean nothing")
+    parser.add_argument(
+        "--apart", action=argparse.BooleanOptionalAction, default=True, help="every section in a process of its own"
+    )
     options = parsed(parser, arguments)
     if options.device == "cpu" and not options.tiny:
         parser.error("--device cpu is a rehearsal: add --tiny")

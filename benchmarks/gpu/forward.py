@@ -83,9 +83,7 @@ def cell(section: Section, executor: Executor, name: str, config: ModelConfig, c
     row |= {"graph_ms": None, "graph_failed": None}
     if clock.cuda:
         try:
-            graph = clock.capture(step)
-            row["graph_ms"] = clock.run_ms(graph.replay, repeats=10)
-            graph.reset()
+            row["graph_ms"] = clock.graph_ms(step)
         except Exception as error:
             row["graph_failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
             section.fail(f"{name}, {count} x {context}: CUDA graph", error)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ class Section:
         tiny: small shapes, for rehearsing where there is no GPU; its figures say nothing about one.
         ceilings: what this machine was measured to do; None where that section did not run.
         ends_s: when the section should end, on `time.monotonic`.
+        file: where to keep what there is after every row; None = nowhere.
         rows: finished rows, plain JSON. errors: what failed, with its traceback. left_out: rows for which there was
             no time or no memory, and why.
     """
@@ -33,6 +36,7 @@ class Section:
     tiny: bool
     ceilings: Ceilings | None
     ends_s: float
+    file: Path | None = None
     rows: list[Row] = field(default_factory=list)
     errors: list[Row] = field(default_factory=list)
     left_out: list[Row] = field(default_factory=list)
@@ -57,6 +61,7 @@ class Section:
             return
         try:
             self.rows.append({"name": name, **make()})
+            self._keep()
         except Exception as error:
             self.fail(name, error)
             if self.device.type == "cuda":
@@ -66,9 +71,11 @@ class Section:
         """Notes what failed, whole."""
         text = "".join(traceback.format_exception(error))
         self.errors.append({"name": name, "error": f"{type(error).__name__}: {error}", "traceback": text})
+        self._keep()
 
     def leave_out(self, name: str, reason: str) -> None:
         self.left_out.append({"name": name, "reason": reason})
+        self._keep()
 
     def draw(self, seed: int) -> torch.Generator:
         """A generator on the device."""
@@ -77,3 +84,9 @@ class Section:
     def to_dict(self) -> Row:
         """Plain JSON."""
         return {"rows": self.rows, "errors": self.errors, "left_out": self.left_out}
+
+    def _keep(self) -> None:
+        if self.file is not None:
+            partial = self.file.with_suffix(".partial")
+            partial.write_text(json.dumps(self.to_dict()), encoding="utf-8")
+            partial.replace(self.file)

@@ -19,6 +19,7 @@ from benchmarks.gpu.paged import Part, paged
 from benchmarks.gpu.section import Section
 from benchmarks.gpu.shapes import MODELS, TINY
 from benchmarks.gpu.tables import table
+from benchmarks.gpu.task import Task, run_apart
 from engine.checkpoint.config import ModelConfig
 from kernels.denoise_head import denoise_head
 from kernels.row_statistics import Statistics
@@ -180,7 +181,7 @@ def test_a_section_that_raises_is_reported_and_the_rest_goes_on(
     monkeypatch.setattr(ceilings, "run", fails)
     monkeypatch.setattr(forward, "run", lambda section: section.row("after", lambda: {"value": 2}))
     file = tmp_path / "gpu.json"
-    arguments = ["--device", "cpu", "--tiny", "--output", str(file), "--sections", "forward", "ceilings"]
+    arguments = ["--device", "cpu", "--tiny", "--no-apart", "--output", str(file), "--sections", "forward", "ceilings"]
     assert command.main(arguments) == 1
     found = json.loads(file.read_text())["sections"]
     assert list(found) == ["ceilings", "forward"]
@@ -192,14 +193,33 @@ def test_a_section_that_raises_is_reported_and_the_rest_goes_on(
     assert "ERROR in ceilings: RuntimeError: no such device" in capsys.readouterr().out
 
 
-def test_a_row_that_raises_does_not_stop_the_others_and_time_runs_out() -> None:
+def test_a_section_apart_says_what_it_found_and_ends_by_the_clock() -> None:
+    found = run_apart(Task("ceilings", "cpu", True, None, 60))
+    assert [row["name"] for row in found["rows"]] == ["copy", "product"]
+    assert found["errors"] == []
+    ended = run_apart(Task("ceilings", "cpu", True, None, 0.01), grace_s=0)
+    (error,) = ended["errors"]
+    assert error["error"] == "ended by the clock after 0 s"
+
+
+def test_a_section_whose_process_dies_says_how() -> None:
+    (error,) = run_apart(Task("ceilings", "no such device", True, None, 60))["errors"]
+    assert error["error"] == "the section's process ended with status 1"
+    assert "no such device" in error["traceback"]
+
+
+def test_a_row_that_raises_does_not_stop_the_others_and_time_runs_out(tmp_path: Path) -> None:
     part = section()
+    part.file = tmp_path / "section.json"
 
     def fails() -> dict[str, Any]:
         raise ValueError("wrong shape")
 
     part.row("one", fails)
     part.row("two", lambda: {"value": 2})
+    kept = json.loads(part.file.read_text())
+    assert kept["rows"] == [{"name": "two", "value": 2}]
+    assert "ValueError: wrong shape" in kept["errors"][0]["traceback"]
     part.ends_s = 0
     part.row("three", lambda: {"value": 3})
     assert part.rows == [{"name": "two", "value": 2}]
