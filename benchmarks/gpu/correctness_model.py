@@ -68,7 +68,7 @@ def layers(section: Section) -> Row:
         tokens = _chosen(Executor(build(weights), pages, config.block_size), reading, segments)
         wide = Executor(Transformer(config, Widened(weights)), pages, config.block_size)
         logits = _logits(wide, reading, segments)
-    logits[:, config.mask_token_id] = float("-inf")
+        logits[:, config.mask_token_id] = float("-inf")
     best = logits.max(-1)
     gaps = best.values - logits.gather(1, tokens[:, None])[:, 0]
     largest = float(gaps.max())

@@ -40,7 +40,11 @@ MODES: dict[str, Rung] = {"ar": AR, "diffusion": diffusion(32, STEPS), "self-spe
 FORCED = {"ar": 1.0, "diffusion": 32 / (STEPS + 1), "self-speculation": 16.0}
 """Tokens per forward of a request, its prompt not counted."""
 CONCURRENT = (1, 32)
-PROMPT_TOKENS, TOKENS = 128, 96
+PROMPT_TOKENS = 128
+TOKENS = {"ar": 128, "diffusion": 256, "self-speculation": 256}
+"""Of an answer, multiples of 32: so many that reading the prompt is a small part of the time."""
+TINY_TOKENS = 32
+KV_TOKENS = max(CONCURRENT) * (PROMPT_TOKENS + max(TOKENS.values()) + 64)
 RUNS = 3
 
 
@@ -52,11 +56,11 @@ def run(section: Section) -> None:
         return
     config = TINY if section.tiny else MODELS[name]
     weights = RandomWeights(config, torch.bfloat16, section.device, agreeing=True)
-    tokens = 32 if section.tiny else TOKENS
-    core = core_of(build(weights, drafting=True), kv_tokens=max(CONCURRENT) * (PROMPT_TOKENS + tokens + 64))
+    tokens = dict.fromkeys(MODES, TINY_TOKENS) if section.tiny else TOKENS
+    core = core_of(build(weights, drafting=True), KV_TOKENS)
     for concurrency in CONCURRENT:
         for mode in MODES:
-            make = partial(measured, section, core, name, mode, concurrency, tokens)
+            make = partial(measured, section, core, name, mode, concurrency, tokens[mode])
             section.row(f"engine, {mode}, {concurrency}", make)
     del core
     if section.device.type == "cuda":
@@ -66,7 +70,7 @@ def run(section: Section) -> None:
 
     loops = RandomReference(weights)
     for mode in MODES:
-        section.row(f"reference, {mode}", partial(reference, section, loops, name, mode, tokens))
+        section.row(f"reference, {mode}", partial(reference, section, loops, name, mode, tokens[mode]))
 
 
 def chosen_model(section: Section) -> str | None:
@@ -75,7 +79,7 @@ def chosen_model(section: Section) -> str | None:
         return "tiny"
     for name in ("14B", "3B"):
         config = MODELS[name]
-        kv = max(CONCURRENT) * (PROMPT_TOKENS + TOKENS + 64) * config.kv_bytes_per_token("bfloat16")
+        kv = KV_TOKENS * config.kv_bytes_per_token("bfloat16")
         embedding = BYTES * config.vocab_size * config.hidden_size
         # A tenth more for the draft adapter and what stacking a layer's weights takes on the way.
         if 1.1 * (weight_bytes(config) + embedding) + kv + RESERVED_BYTES <= free_bytes(section):

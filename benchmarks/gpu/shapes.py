@@ -25,7 +25,14 @@ STANDARD_DEVIATION = 0.02
 FAVOURITE = 7
 """The token that an agreeing model chooses everywhere; no special id."""
 
-_YARN = RopeConfig(theta=1e6, factor=16.0, original_max_position_embeddings=16_384, llama_4_scaling_beta=0.1)
+_YARN = RopeConfig(
+    theta=1e6,
+    factor=16.0,
+    original_max_position_embeddings=16_384,
+    mscale=1.0,
+    mscale_all_dim=1.0,
+    llama_4_scaling_beta=0.1,
+)
 
 
 def _config(layers: int, hidden: int, inner: int, theta: float = 1e6) -> ModelConfig:

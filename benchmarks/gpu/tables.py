@@ -39,13 +39,10 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def _alike(rows: list[Row]) -> list[list[Row]]:
-    groups: list[list[Row]] = []
+    groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        if groups and groups[-1][0].keys() == row.keys():
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups
+        groups.setdefault(tuple(row), []).append(row)
+    return list(groups.values())
 
 
 def _text(value: Any) -> str:

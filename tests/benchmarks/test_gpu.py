@@ -24,6 +24,7 @@ from engine.checkpoint.config import ModelConfig
 from kernels.denoise_head import denoise_head
 from kernels.row_statistics import Statistics
 from kernels.unmask import unmask_torch
+from tests.kernels.isolated import interpreted
 
 CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
 H200 = Ceilings(bandwidth=4.3e12, rate=790e12)
@@ -110,12 +111,12 @@ def test_forwards_are_held_against_the_floor(report: dict[str, Any]) -> None:
 def test_modes_run_at_the_tokens_per_forward_that_were_forced(report: dict[str, Any]) -> None:
     found = rows(report, "end_to_end")
     assert len(found) == len(end_to_end.MODES) * (len(end_to_end.CONCURRENT) + 1)
-    for mode, forced in end_to_end.FORCED.items():
+    # Of 32 tokens AR's first comes from the prompt, and a diffusion block that is the last needs no look.
+    short = {"ar": 32 / 31, "diffusion": 32 / 8, "self-speculation": 16.0}
+    for mode, forced in short.items():
         for concurrency in end_to_end.CONCURRENT:
             row = found[f"engine, {mode}, {concurrency}"]
-            # 32 tokens: the first comes from the prompt and the last needs no look, so a short answer has up to
-            # one forward less.
-            assert forced <= row["tokens_per_forward"] <= forced * 33 / 31 * (1 + 1 / (32 / forced - 1 or 1))
+            assert row["tokens_per_forward"] == pytest.approx(forced, rel=0.01)
             assert 0 < row["waiting"] < 1
             assert row["tokens_per_s"] > 0
         assert found[f"reference, {mode}"]["tokens_per_s"] > 0
@@ -143,9 +144,10 @@ def test_shapes_are_those_of_the_released_checkpoints(name: str) -> None:
 def test_constants_are_those_of_performance_1_1(
     name: str, gigabytes: float, attention_megaflop: float, kv_bytes: int
 ) -> None:
+    """8B is 15.905, which is rounded up there from rounded parts."""
     config = MODELS[name]
-    assert weight_bytes(config) / 1e9 == pytest.approx(gigabytes, abs=0.005)
-    assert row_flops(config) / 1e9 == pytest.approx(gigabytes, abs=0.005)
+    assert weight_bytes(config) / 1e9 == pytest.approx(gigabytes, abs=0.006)
+    assert row_flops(config) / 1e9 == pytest.approx(gigabytes, abs=0.006)
     assert attention_flops(config) / 1e6 == pytest.approx(attention_megaflop, abs=0.0005)
     assert config.kv_bytes_per_token("bfloat16") == kv_bytes
 
@@ -299,6 +301,10 @@ def test_the_rivals_attention_is_the_same_attention() -> None:
     query = batch.query.view(3, 32, TINY.num_heads, TINY.head_dim)
     rival = rivals.attention(query, batch.kv[0], slots, batch.scale).transpose(1, 2)
     torch.testing.assert_close(rival.reshape(96, -1).double(), batch.attend_double(), rtol=1e-4, atol=1e-5)
+
+
+def test_kernels_are_called_as_they_want_to_be() -> None:
+    interpreted(Path(__file__).with_name("interpreted_gpu.py"), least=6)
 
 
 def test_the_checks_notice_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
