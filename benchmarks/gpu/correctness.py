@@ -104,7 +104,7 @@ def rope_and_kv(section: Section, dtype: torch.dtype) -> Row:
 
     form = rope_and_kv_triton if section.triton else rope_and_kv_torch
     query = form(projected, rotation, slots, kv, heads)[:, :heads]
-    want_query = turned[:, :heads] * rotation.query_scale.double()
+    want_query = turned[:, :heads] * scale.to(dtype).double()
     return judged(max(off(query, want_query), off(kv, want_kv)), dtype, tokens)
 
 

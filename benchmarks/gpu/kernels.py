@@ -18,6 +18,7 @@ from benchmarks.gpu.shapes import BLOCK, MODELS, TINY
 from benchmarks.gpu.timing import copies
 from kernels.activation import swiglu_torch, swiglu_triton
 from kernels.norm import add_and_norm_torch, add_and_norm_triton
+from kernels.reach_work import FIXED
 from kernels.rope_and_kv import Rotation, rope_and_kv_torch, rope_and_kv_triton
 
 CONTEXTS = (16_384, 512, 4096)
@@ -45,7 +46,10 @@ def run(section: Section) -> None:
 
 
 def attention(section: Section, name: str, count: int, context: int) -> Row:
-    """Canvases over contexts of their own, K/V colder than L2: as many layers in the graph as that takes."""
+    """Canvases over contexts of their own, K/V colder than L2: as many layers in the graph as that takes.
+
+    `fixed_ms`: the same with splits that do not depend on the batch.
+    """
     config = TINY if section.tiny else MODELS["14B"]
     keys = context + BLOCK
     bytes_each = count * keys * config.kv_bytes_per_token("bfloat16") // config.num_layers
@@ -58,6 +62,8 @@ def attention(section: Section, name: str, count: int, context: int) -> Row:
     ours = [partial(batch.attend, section.triton, layer) for layer in range(layers)]
     eager = [partial(rivals.attention, *given) for given in inputs]
     row = compared_and_gathered(section, name, batch, ours, eager, inputs, slots)
+    fixed = batch.cut(FIXED)
+    row["fixed_ms"] = section.clock.kernel_ms([partial(fixed.attend, section.triton, layer) for layer in range(layers)])
     achieved = bytes_each / row["ours_ms"] * 1e3
     share = None if section.ceilings is None else achieved / section.ceilings.bandwidth
     return {"layers": layers, "bytes": bytes_each, **row, "bytes_per_s": achieved, "of_bandwidth": share}
@@ -106,7 +112,7 @@ def rope_and_kv(section: Section, name: str, rows: int) -> Row:
     config = TINY if section.tiny else MODELS["14B"]
     heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
     projected = _normal(section, rows, (heads + 2 * kv_heads) * dim)
-    rotation = Rotation(*(_normal(section, rows, 1, dim) for _ in range(2)), _normal(section, rows, 1, 1))
+    rotation = Rotation(_normal(section, rows, 1, dim), _normal(section, rows, 1, dim), _normal(section, rows, 1, 1))
     slots = torch.randperm(4096, generator=section.draw(4), device=section.device)[:rows]
     kv = _normal(section, 4096, 2, kv_heads, dim)
     given = (projected, rotation.cos, rotation.signed_sin, rotation.query_scale, slots, kv)

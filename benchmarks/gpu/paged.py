@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,6 +55,10 @@ class Paged:
         slots = self.pages[part][position // BLOCK] * BLOCK + position % BLOCK
         return torch.from_numpy(slots).to(self.kv.device)
 
+    def cut(self, rule: SplitRule) -> Paged:
+        """The same batch, its contexts split by another rule."""
+        return replace(self, work=_work(self.parts, self.pages, self.query, self.kv, rule))
+
     def attend(self, triton: bool, layer: int = 0) -> Tensor:
         """Reach attention over one layer: the kernel, or its plain form."""
         form = reach_attention_triton if triton else reach_attention_reference
@@ -105,20 +109,27 @@ def paged(
     tokens = sum(part.rows for part in parts) + padding
     # Large enough that the softmax is far from uniform.
     query = torch.empty(tokens, heads, dim, dtype=dtype, device=section.device).normal_(0, 2, generator=draw)
+    work = _work(parts, list(pages), query, kv, rule or SplitRule())
+    return Paged(parts, query, kv, list(pages), work, heads)
+
+
+def _work(parts: list[Part], pages: list[np.ndarray], query: Tensor, kv: Tensor, rule: SplitRule) -> ReachWork:
+    """The batch's work list, on its device."""
+    tokens, heads, _ = query.shape
+    kv_heads = kv.shape[3]
     work = reach_work(
         np.array([part.start for part in parts]),
         np.array([part.rows for part in parts]),
         np.array([part.causal for part in parts]),
-        list(pages),
+        pages,
         tokens,
         heads // kv_heads,
         kv_heads,
         BLOCK,
-        tiles_for(dtype),
-        rule or SplitRule(),
+        tiles_for(query.dtype),
+        rule,
     )
-    work = work.with_arrays(tuple(array.to(section.device) for array in work.arrays()))
-    return Paged(parts, query, kv, list(pages), work, heads)
+    return work.with_arrays(tuple(array.to(query.device) for array in work.arrays()))
 
 
 def canvases(count: int, context: int, vocabulary: int, seed: int = 3) -> list[Segment]:
