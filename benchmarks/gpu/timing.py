@@ -142,6 +142,6 @@ def _in_turn(calls: Sequence[Call]) -> None:
         call()
 
 
-def copies(clock: Clock, bytes_each: int, most: int = 64) -> int:
-    """Of how many inputs of `bytes_each` bytes a graph goes through so that all together are four times L2."""
+def copies(clock: Clock, bytes_each: int, most: int = 128) -> int:
+    """Of how many inputs of `bytes_each` bytes a graph goes through so that all together are four times L2; at most `most`."""
     return max(1, min(most, -(-4 * clock.l2_bytes() // bytes_each)))

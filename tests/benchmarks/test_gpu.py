@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from benchmarks.gpu.section import Section
 from benchmarks.gpu.shapes import MODELS, TINY
 from benchmarks.gpu.tables import table
 from benchmarks.gpu.task import Task, run_apart
+from benchmarks.gpu.timing import Call, Clock, copies
 from engine.checkpoint.config import ModelConfig
 from kernels.denoise_head import denoise_head
 from kernels.row_statistics import Statistics
@@ -305,6 +307,33 @@ def test_the_rivals_attention_is_the_same_attention() -> None:
 
 def test_kernels_are_called_as_they_want_to_be() -> None:
     interpreted(Path(__file__).with_name("interpreted_gpu.py"), least=6)
+
+
+class GraphClock(Clock):
+    """A GPU's clock on which every call of a graph takes `each_ms`, and the graph itself 0.004 ms."""
+
+    cuda = True
+    each_ms = 0.001
+
+    def _graph_ms(self, calls: Sequence[Call]) -> float:
+        assert [call() for call in calls] == [0, 1, 2, 3] * (len(calls) // 4)
+        return 0.004 + self.each_ms * len(calls)
+
+    def l2_bytes(self) -> int:
+        return 50_000_000
+
+
+@pytest.mark.parametrize(("each_ms", "calls"), [(0.001, 256), (0.1, 12), (1.0, 4)])
+def test_short_kernels_fill_a_graph(each_ms: float, calls: int) -> None:
+    clock = GraphClock(torch.device("cpu"))
+    clock.each_ms = each_ms
+    found = clock.kernel_ms([lambda index=index: index for index in range(4)])
+    assert found == pytest.approx(each_ms + 0.004 / calls)
+
+
+def test_cold_inputs_are_four_times_l2_together_if_there_are_not_too_many() -> None:
+    clock = GraphClock(torch.device("cpu"))
+    assert [copies(clock, size) for size in (1_000_000, 60_000_000, 10**9)] == [128, 4, 1]
 
 
 def test_the_checks_notice_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
