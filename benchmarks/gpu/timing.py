@@ -143,5 +143,5 @@ def _in_turn(calls: Sequence[Call]) -> None:
 
 
 def copies(clock: Clock, bytes_each: int, most: int = 128) -> int:
-    """Of how many inputs of `bytes_each` bytes a graph goes through so that all together are four times L2; at most `most`."""
+    """Of how many inputs of `bytes_each` bytes a graph goes through: all together four times L2, but at most `most`."""
     return max(1, min(most, -(-4 * clock.l2_bytes() // bytes_each)))
