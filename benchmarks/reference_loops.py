@@ -101,10 +101,15 @@ class ReferenceLoops:
             self.adapters.append(layer.self_attn.o_proj)
         self.model.to(self.model.dtype).eval().requires_grad_(False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and so everything that it is given."""
+        return self.model.device
+
     def causal(self, tokens: Sequence[int], cache: ContextCache) -> Tensor:
         """Final hidden states `[tokens, hidden]` of a causal forward that appends its K/V."""
         cache.keep = True
-        ids = torch.tensor([tokens])
+        ids = torch.tensor([tokens], device=self.device)
         return self.model.model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[0]
 
     def bidirectional(self, tokens: Sequence[int], cache: ContextCache, draft: bool = False) -> Tensor:
@@ -112,8 +117,8 @@ class ReferenceLoops:
         cache.keep = False
         decoder = self.model.model
         past = cache.get_seq_length()
-        positions = torch.arange(past, past + len(tokens))[None]
-        hidden = decoder.embed_tokens(torch.tensor([tokens]))
+        positions = torch.arange(past, past + len(tokens), device=self.device)[None]
+        hidden = decoder.embed_tokens(torch.tensor([tokens], device=self.device))
         rotary = decoder.rotary_emb(hidden, position_ids=positions)
         for adapter in self.adapters:
             adapter.enabled = draft
@@ -169,7 +174,7 @@ class ReferenceLoops:
         cache = ContextCache(config=self.model.config)
         seed = self.next_token(self.causal(prompt, cache))
         for _ in range(max_new_tokens // block_length):
-            block = torch.full((block_length,), self.mask_id)
+            block = torch.full((block_length,), self.mask_id, device=self.device)
             block[0] = seed
             schedule = _schedule(int((block == self.mask_id).sum()), steps or block_length)
             for commits in schedule:
@@ -205,7 +210,7 @@ class ReferenceLoops:
         if token == self.eos_id:
             return answer
         while len(answer.ids) < max_new_tokens:
-            block = torch.full((block_length,), self.mask_id)
+            block = torch.full((block_length,), self.mask_id, device=self.device)
             block[0] = token
             while (masked := block == self.mask_id).any():
                 answer.nfe += 1
@@ -234,14 +239,18 @@ class ReferenceLoops:
 
 def ministral3(raw: dict[str, object], dtype: torch.dtype = torch.float32) -> Ministral3ForCausalLM:
     """transformers' model with random weights for a `config.json` of the family."""
+    return Ministral3ForCausalLM(ministral3_config(raw)).to(dtype).eval().requires_grad_(False)
+
+
+def ministral3_config(raw: dict[str, object]) -> Ministral3Config:
+    """transformers' configuration for a `config.json` of the family."""
     names = (
         "attention_dropout", "eos_token_id", "bos_token_id", "head_dim", "hidden_act", "hidden_size",
         "initializer_range", "intermediate_size", "max_position_embeddings", "num_attention_heads",
         "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "rope_parameters", "sliding_window",
         "tie_word_embeddings", "vocab_size",
     )  # fmt: skip
-    config = Ministral3Config(**{name: raw[name] for name in names if name in raw}, attn_implementation="sdpa")
-    return Ministral3ForCausalLM(config).to(dtype).eval().requires_grad_(False)
+    return Ministral3Config(**{name: raw[name] for name in names if name in raw}, attn_implementation="sdpa")
 
 
 def _tensors(directory: Path) -> dict[str, Tensor]:

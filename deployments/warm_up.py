@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 BATCHES = (1, 1, 4, 8)
 PROMPT_TOKENS = (8, 96, 160)
 OUTPUT_TOKENS = 32
-CROWDS = (8, 32)
+CROWDS = (1, 8, 32)
 FORWARDS = 8
 """Of every kind that is looked at."""
 

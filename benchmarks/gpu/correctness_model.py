@@ -1,0 +1,132 @@
+"""Whole models: a 14B-shaped one in bf16 against its own layers in float32, and stepdial-tiny's answers on this device
+against the CPU's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.command import CHECKPOINT
+from benchmarks.gpu.engine_loop import answer, core_of
+from benchmarks.gpu.paged import canvases, pages_of
+from benchmarks.gpu.section import Row, Section
+from benchmarks.gpu.shapes import MODELS, TINY, RandomWeights, Widened, build
+from engine.batch import Segment
+from engine.executor import Executor
+from engine.group.wire import RankSpec
+from engine.loading import load_part
+from engine.model.transformer import Transformer
+from engine.plan import AR, Rung, diffusion, self_speculation
+from kernels.row_statistics import RowRules
+
+LAYERS = 4
+GAP_BOUND = 0.25
+"""Of two logits, in float32: bf16 may choose another token only below it. Logits of random weights lie within 8, where
+a step of bf16 is 2**-5; eight steps leave room for what four layers add to the head's own rounding."""
+MODES: dict[str, Rung] = {
+    "ar": AR,
+    "diffusion 32, threshold 0.9": diffusion(32, None, 0.9),
+    "diffusion 16, 4 steps": diffusion(16, 4),
+    "diffusion 32, 8 steps, audit exact": diffusion(32, 8, None, "exact"),
+    "self-speculation 32": self_speculation(32),
+}
+PROMPTS = 4
+TOKENS = 48
+
+
+def run(section: Section) -> None:
+    """One row per check."""
+    section.row("14B-shaped layers, bf16 against float32", partial(layers, section))
+    for name, rung in MODES.items():
+        section.row(f"stepdial-tiny, {name}", partial(whole_answers, section, rung))
+
+
+def layers(section: Section) -> Row:
+    """Reads a context, then chooses a token in every row of canvases over it, in bf16 and in float32."""
+    config = replace(TINY if section.tiny else MODELS["14B"], num_layers=2 if section.tiny else LAYERS)
+    count, context = (2, 70) if section.tiny else (8, 300)
+    weights = RandomWeights(config, torch.bfloat16, section.device)
+    segments = canvases(count, context, config.vocab_size)
+    draw = torch.Generator().manual_seed(8)
+    reading = [
+        Segment(
+            tokens=torch.randint(0, config.vocab_size, (context,), generator=draw).tolist(),
+            start=0,
+            causal=True,
+            drafted=False,
+            wanted=[],
+            pages=segment.pages,
+        )
+        for segment in segments
+    ]
+    pages = pages_of(count, context)
+    with torch.inference_mode():
+        tokens = _chosen(Executor(build(weights), pages, config.block_size), reading, segments)
+        wide = Executor(Transformer(config, Widened(weights)), pages, config.block_size)
+        logits = _logits(wide, reading, segments)
+        logits[:, config.mask_token_id] = float("-inf")
+    best = logits.max(-1)
+    gaps = best.values - logits.gather(1, tokens[:, None])[:, 0]
+    largest = float(gaps.max())
+    return {
+        "rows": len(tokens),
+        "other_tokens": int((tokens != best.indices).sum()),
+        "rate": float((tokens != best.indices).double().mean()),
+        "largest_gap": largest,
+        "bound": GAP_BOUND,
+        "passed": largest <= GAP_BOUND,
+    }
+
+
+def whole_answers(section: Section, rung: Rung) -> Row:
+    """stepdial-tiny in float32, greedy: the same tokens on this device as on the CPU."""
+    draw = torch.Generator().manual_seed(9)
+    prompts = [torch.randint(300, 700, (20 + 9 * index,), generator=draw).tolist() for index in range(PROMPTS)]
+    mine, plain = (_answers(device, rung, prompts) for device in (section.device.type, "cpu"))
+    first = [
+        next((place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
+        for one, other in zip(mine, plain, strict=True)
+    ]
+    return {
+        "rows": sum(len(tokens) for tokens in plain),
+        "other_answers": sum(one != other for one, other in zip(mine, plain, strict=True)),
+        "first_difference": min((place for place in first if place is not None), default=None),
+        "passed": mine == plain,
+    }
+
+
+def _answers(device: str, rung: Rung, prompts: list[list[int]]) -> list[list[int]]:
+    spec = RankSpec(
+        path=str(Path(CHECKPOINT)), size=1, dtype="float32", threads=1, backend="gloo", device=device, store=""
+    )
+    core = core_of(load_part(spec, 0), kv_tokens=4096)
+    return answer(core, rung, prompts, TOKENS).tokens
+
+
+def _chosen(executor: Executor, reading: list[Segment], segments: list[Segment]) -> Tensor:
+    """Tokens of all rows of the canvases, after reading the contexts; the mask id is never one."""
+    model = executor.model
+    if executor.keeps_logits:
+        logits = _logits(executor, reading, segments)
+        logits[:, model.config.mask_token_id] = float("-inf")
+        return logits.argmax(-1)
+    _read(executor, reading)
+    batch = executor.batch(segments)
+    none = torch.empty(batch.wanted, 0, dtype=torch.int64, device=model.device)
+    given = torch.full((batch.wanted,), -1, device=model.device)
+    asked = RowRules(model.config.mask_token_id, none, given)
+    return model.statistics(model.forward(batch, executor.kv), batch.logit_rows[: batch.wanted], asked).tokens
+
+
+def _logits(executor: Executor, reading: list[Segment], segments: list[Segment]) -> Tensor:
+    """float32 logits of all rows of the canvases, after reading the contexts."""
+    _read(executor, reading)
+    return executor.run(executor.batch(segments))
+
+
+def _read(executor: Executor, reading: list[Segment]) -> None:
+    executor.model.forward(executor.batch(reading), executor.kv)

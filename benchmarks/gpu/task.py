@@ -1,0 +1,83 @@
+"""One section in a process of its own: its errors, its memory, its end by the clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.floors import Ceilings
+from benchmarks.gpu.section import Section
+
+GRACE_S = 60.0
+"""So long a section may go on after its time, for the row that it is in; then its process is ended."""
+SHOWN = 4000
+"""Characters of a dead process's last words that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a section's process is told.
+
+    Attributes:
+        name: the section's. device: torch's name. seconds: that it may take.
+    """
+
+    name: str
+    device: str
+    tiny: bool
+    ceilings: Ceilings | None
+    seconds: float
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Task:
+        data = json.loads(text)
+        ceilings = data.pop("ceilings")
+        return Task(ceilings=None if ceilings is None else Ceilings(**ceilings), **data)
+
+
+def run_here(task: Task, file: Path | None = None) -> dict[str, Any]:
+    """Runs the section in this process; what it found, as plain JSON."""
+    device = torch.device(task.device)
+    section = Section(device, task.tiny, task.ceilings, time.monotonic() + task.seconds, file)
+    try:
+        importlib.import_module(f"benchmarks.gpu.{task.name}").run(section)
+    except Exception as error:
+        section.fail(task.name, error)
+    return section.to_dict()
+
+
+def run_apart(task: Task, grace_s: float = GRACE_S) -> dict[str, Any]:
+    """Runs the section in a process of its own; what it found until its end, and how that came about if it was bad."""
+    with tempfile.TemporaryDirectory() as directory:
+        file, words = Path(directory) / "section.json", Path(directory) / "stderr"
+        command = [sys.executable, "-m", "benchmarks.gpu.task", task.to_json(), str(file)]
+        with words.open("w", encoding="utf-8") as stderr:
+            try:
+                status = subprocess.run(command, stderr=stderr, timeout=task.seconds + grace_s).returncode
+                end = None if status == 0 else f"the section's process ended with status {status}"
+            except subprocess.TimeoutExpired:
+                end = f"ended by the clock after {task.seconds + grace_s:.0f} s"
+        found: dict[str, Any] = {"rows": [], "errors": [], "left_out": []}
+        if file.exists():
+            found = json.loads(file.read_text(encoding="utf-8"))
+        if end is not None:
+            last = words.read_text(encoding="utf-8", errors="replace")[-SHOWN:]
+            found["errors"].append({"name": task.name, "error": end, "traceback": last})
+        return found
+
+
+if __name__ == "__main__":
+    run_here(Task.from_json(sys.argv[1]), Path(sys.argv[2]))

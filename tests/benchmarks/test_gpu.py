@@ -1,0 +1,353 @@
+"""The GPU benchmark, rehearsed on a CPU: all of its code but the timing on a device, its floors, its bars."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import benchmarks.gpu.__main__ as command
+from benchmarks.gpu import ceilings, correctness_head, correctness_model, end_to_end, rivals
+from benchmarks.gpu.bars import NOT_MEASURED, judge
+from benchmarks.gpu.floors import Ceilings, attention_flops, forward_floor, row_flops, weight_bytes
+from benchmarks.gpu.head_inputs import random_head, rules, unmask_arguments
+from benchmarks.gpu.paged import Part, paged
+from benchmarks.gpu.section import Section
+from benchmarks.gpu.shapes import MODELS, TINY
+from benchmarks.gpu.tables import table
+from benchmarks.gpu.task import Task, run_apart
+from benchmarks.gpu.timing import Call, Clock, copies
+from engine.checkpoint.config import ModelConfig
+from kernels.denoise_head import denoise_head
+from kernels.row_statistics import Statistics
+from kernels.unmask import unmask_torch
+from tests.kernels.isolated import interpreted
+
+CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
+H200 = Ceilings(bandwidth=4.3e12, rate=790e12)
+"""What `performance.md` reckons with."""
+
+
+def section(name: str = "cpu") -> Section:
+    return Section(torch.device(name), tiny=True, ceilings=Ceilings(1e10, 1e11), ends_s=float("inf"))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All sections, as `--device cpu --tiny` runs them."""
+    file = tmp_path_factory.mktemp("gpu") / "gpu.json"
+    status = command.main(["--device", "cpu", "--tiny", "--minutes", "30", "--output", str(file)])
+    found: dict[str, Any] = json.loads(file.read_text())
+    errors = [error["traceback"] for part in found["sections"].values() for error in part["errors"]]
+    assert errors == []
+    wrong = [row for part in found["sections"].values() for row in part["rows"] if not row.get("passed", True)]
+    assert wrong == []
+    assert status == 0
+    return found
+
+
+def rows(report: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    part = report["sections"][name]
+    assert part["left_out"] == []
+    found = {row["name"]: row for row in part["rows"]}
+    assert len(found) == len(part["rows"]), "row names are what bars are judged by"
+    return found
+
+
+def test_every_section_runs_in_order_and_the_head_says_on_what(report: dict[str, Any]) -> None:
+    assert list(report["sections"]) == ["ceilings", "correctness", "kernels", "forward", "end_to_end"]
+    assert report["device"]["type"] == "cpu"
+    assert report["machine"]["torch"] == torch.__version__
+    assert report["tiny"] is True
+    assert "--tiny" in report["command"]
+
+
+def test_ceilings_are_measured(report: dict[str, Any]) -> None:
+    found = rows(report, "ceilings")
+    assert found["copy"]["bytes_per_s"] == pytest.approx(found["copy"]["bytes"] / found["copy"]["ms"] * 1e3)
+    assert found["product"]["flop_per_s"] > 0
+
+
+def test_correctness_has_a_verdict_on_every_kernel_and_on_models(report: dict[str, Any]) -> None:
+    found = rows(report, "correctness")
+    assert all(row["passed"] is True for row in found.values())
+    for words in ("norm", "swiglu", "rope and K/V", "reach attention, fixed", "unmask", "audit", "stepdial-tiny, ar"):
+        assert any(name.startswith(words) for name in found), words
+    for size in correctness_head.ROWS:
+        assert f"head, {size} rows, bfloat16, sampled" in found
+    assert found["14B-shaped layers, bf16 against float32"]["bound"] == correctness_model.GAP_BOUND
+    assert len([name for name in found if name.startswith("stepdial-tiny")]) == len(correctness_model.MODES)
+
+
+def test_kernels_are_compared_with_both_of_torchs_forms(report: dict[str, Any]) -> None:
+    for row in rows(report, "kernels").values():
+        assert row["over_eager"] == pytest.approx(row["eager_ms"] / row["ours_ms"])
+        assert row["over_compiled"] == pytest.approx(row["compiled_ms"] / row["ours_ms"])
+    attention = report["sections"]["kernels"]["rows"][8]
+    assert attention["name"] == "reach attention, 1 x 32 rows at 64"
+    assert attention["bytes"] == 96 * TINY.kv_bytes_per_token("bfloat16") // TINY.num_layers
+    measured = ceilings.measured(report["sections"]["ceilings"]["rows"])
+    assert measured is not None
+    assert attention["of_bandwidth"] == pytest.approx(
+        attention["bytes"] / (attention["ours_ms"] / 1e3) / measured.bandwidth
+    )
+
+
+def test_forwards_are_held_against_the_floor(report: dict[str, Any]) -> None:
+    measured = ceilings.measured(report["sections"]["ceilings"]["rows"])
+    assert measured is not None
+    found = rows(report, "forward")
+    assert sorted(found) == ["tiny, 1 x 40", "tiny, 1 x 70", "tiny, 3 x 40", "tiny, 3 x 70"]
+    for row in found.values():
+        floor = forward_floor(TINY, row["canvases"], row["context"], 32)
+        assert row["floor_bytes"] == floor.bytes
+        assert row["over_floor"] == pytest.approx(row["eager_ms"] / 1e3 / floor.seconds(measured))
+        assert row["bound"] in ("memory", "compute")
+
+
+def test_modes_run_at_the_tokens_per_forward_that_were_forced(report: dict[str, Any]) -> None:
+    found = rows(report, "end_to_end")
+    assert len(found) == len(end_to_end.MODES) * (len(end_to_end.CONCURRENT) + 1)
+    # Of 32 tokens AR's first comes from the prompt, and a diffusion block that is the last needs no look.
+    short = {"ar": 32 / 31, "diffusion": 32 / 8, "self-speculation": 16.0}
+    for mode, forced in short.items():
+        for concurrency in end_to_end.CONCURRENT:
+            row = found[f"engine, {mode}, {concurrency}"]
+            assert row["tokens_per_forward"] == pytest.approx(forced, rel=0.01)
+            assert 0 < row["waiting"] < 1
+            assert row["tokens_per_s"] > 0
+        assert found[f"reference, {mode}"]["tokens_per_s"] > 0
+
+
+def test_a_rehearsal_measures_no_bar(report: dict[str, Any]) -> None:
+    assert len(report["bars"]) > 20
+    assert {bar["passed"] for bar in report["bars"]} == {NOT_MEASURED}
+    assert {bar["value"] for bar in report["bars"]} == {None}
+
+
+@pytest.mark.parametrize("name", ["3B", "8B", "14B"])
+def test_shapes_are_those_of_the_released_checkpoints(name: str) -> None:
+    released = ModelConfig.from_dir(CHECKPOINTS / f"{name.lower()}-instruct")
+    mine = MODELS[name]
+    for field in fields(ModelConfig):
+        if field.name not in ("architectures", "pad_token_id", "bos_token_id"):
+            assert getattr(mine, field.name) == getattr(released, field.name), field.name
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes", "attention_megaflop", "kv_bytes"),
+    [("3B", 6.86, 0.426, 106_496), ("8B", 15.91, 0.557, 139_264), ("14B", 25.67, 0.655, 163_840)],
+)
+def test_constants_are_those_of_performance_1_1(
+    name: str, gigabytes: float, attention_megaflop: float, kv_bytes: int
+) -> None:
+    """8B is 15.905, which is rounded up there from rounded parts."""
+    config = MODELS[name]
+    assert weight_bytes(config) / 1e9 == pytest.approx(gigabytes, abs=0.006)
+    assert row_flops(config) / 1e9 == pytest.approx(gigabytes, abs=0.006)
+    assert attention_flops(config) / 1e6 == pytest.approx(attention_megaflop, abs=0.0005)
+    assert config.kv_bytes_per_token("bfloat16") == kv_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "canvases", "context", "milliseconds"),
+    [
+        ("3B", 1, 512, 1.61),
+        ("3B", 32, 512, 9.19),
+        ("8B", 1, 512, 3.72),
+        ("8B", 6, 4096, 4.50),
+        ("8B", 32, 4096, 23.6),
+        ("8B", 8, 32_768, 12.2),
+        ("14B", 1, 512, 5.99),
+        ("14B", 32, 512, 33.7),
+        ("14B", 64, 512, 67.5),
+    ],
+)
+def test_floors_are_those_of_performance_1_3(name: str, canvases: int, context: int, milliseconds: float) -> None:
+    seconds = forward_floor(MODELS[name], canvases, context, 32).seconds(H200)
+    assert seconds * 1e3 == pytest.approx(milliseconds, rel=0.004)
+
+
+def test_a_section_that_raises_is_reported_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.gpu import forward
+
+    def fails(section: Section) -> None:
+        section.row("before", lambda: {"value": 1})
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(ceilings, "run", fails)
+    monkeypatch.setattr(forward, "run", lambda section: section.row("after", lambda: {"value": 2}))
+    file = tmp_path / "gpu.json"
+    arguments = ["--device", "cpu", "--tiny", "--no-apart", "--output", str(file), "--sections", "forward", "ceilings"]
+    assert command.main(arguments) == 1
+    found = json.loads(file.read_text())["sections"]
+    assert list(found) == ["ceilings", "forward"]
+    assert found["ceilings"]["rows"] == [{"name": "before", "value": 1}]
+    (error,) = found["ceilings"]["errors"]
+    assert error["error"] == "RuntimeError: no such device"
+    assert "in fails" in error["traceback"]
+    assert found["forward"]["rows"] == [{"name": "after", "value": 2}]
+    assert "ERROR in ceilings: RuntimeError: no such device" in capsys.readouterr().out
+
+
+def test_a_section_apart_says_what_it_found_and_ends_by_the_clock() -> None:
+    found = run_apart(Task("ceilings", "cpu", True, None, 60))
+    assert [row["name"] for row in found["rows"]] == ["copy", "product"]
+    assert found["errors"] == []
+    ended = run_apart(Task("ceilings", "cpu", True, None, 0.01), grace_s=0)
+    (error,) = ended["errors"]
+    assert error["error"] == "ended by the clock after 0 s"
+
+
+def test_a_section_whose_process_dies_says_how() -> None:
+    (error,) = run_apart(Task("ceilings", "no such device", True, None, 60))["errors"]
+    assert error["error"] == "the section's process ended with status 1"
+    assert "no such device" in error["traceback"]
+
+
+def test_a_row_that_raises_does_not_stop_the_others_and_time_runs_out(tmp_path: Path) -> None:
+    part = section()
+    part.file = tmp_path / "section.json"
+
+    def fails() -> dict[str, Any]:
+        raise ValueError("wrong shape")
+
+    part.row("one", fails)
+    part.row("two", lambda: {"value": 2})
+    kept = json.loads(part.file.read_text())
+    assert kept["rows"] == [{"name": "two", "value": 2}]
+    assert "ValueError: wrong shape" in kept["errors"][0]["traceback"]
+    part.ends_s = 0
+    part.row("three", lambda: {"value": 3})
+    assert part.rows == [{"name": "two", "value": 2}]
+    assert [error["name"] for error in part.errors] == ["one"]
+    assert part.left_out == [{"name": "three", "reason": "no time left"}]
+
+
+def test_a_wrong_check_is_a_failure_and_a_missed_bar_is_not() -> None:
+    def status(**row: Any) -> bool:
+        return command.succeeded({"one": {"rows": [{"name": "a", **row}], "errors": []}})
+
+    assert status(passed=True)
+    assert status(over_eager=0.1)
+    assert not status(passed=False)
+
+
+def test_bars_are_judged_by_the_rows_they_name() -> None:
+    def one(name: str, **figures: Any) -> dict[str, Any]:
+        return {"rows": [{"name": name, **figures}], "errors": []}
+
+    bars = judge(
+        {
+            "forward": one("14B, 1 x 512", of_bandwidth=0.79),
+            "kernels": one(
+                "head, 32 rows, greedy",
+                over_eager=2.0,
+                over_compiled=1.2,
+                extra_bytes=5,
+                eager_bytes=200,
+                compiled_bytes=100,
+            ),
+            "end_to_end": {
+                "rows": [
+                    {"name": "engine, ar, 32", "tokens_per_s": 1300.0},
+                    {"name": "reference, ar", "tokens_per_s": 100.0},
+                ],
+                "errors": [],
+            },
+        }
+    )
+    judged = {bar["bar"]: (bar["value"], bar["passed"]) for bar in bars}
+    assert judged["14B, one canvas at 512: <= 1.25x its memory floor"] == (pytest.approx(1 / 0.79), False)
+    assert judged["14B, one canvas at 4096: <= 1.25x its memory floor"] == (None, NOT_MEASURED)
+    assert judged["head, 32 rows, greedy: >= 1.3x torch's faster form"] == (1.2, False)
+    assert judged["head, 32 rows, greedy: < 5% of the extra memory of torch's leaner form"] == (0.05, False)
+    assert judged["tokens/s, ar, 32 at once: >= 12.0x the reference loop"] == (13.0, True)
+    assert judged["tokens/s, ar, 1 at once: >= 1.5x the reference loop"] == (None, NOT_MEASURED)
+
+
+def test_a_rival_that_was_not_measured_leaves_its_bar_open() -> None:
+    row = {"name": "head, 32 rows, greedy", "over_eager": 2.0, "over_compiled": None}
+    judged = {bar["bar"]: bar["passed"] for bar in judge({"kernels": {"rows": [row], "errors": []}})}
+    assert judged["head, 32 rows, greedy: >= 1.3x torch's faster form"] == NOT_MEASURED
+
+
+def test_rivals_compute_what_the_kernels_do() -> None:
+    part = section()
+    hidden, weight = random_head(part, TINY, 64, torch.float32)
+    known = denoise_head(hidden, weight, rules(part, TINY, 64, sampled=False))
+    tokens, confidence, entropy, margin = rivals.statistics(hidden @ weight.t(), TINY.mask_token_id, None)
+    assert torch.equal(tokens, known.tokens)
+    for mine, theirs in ((confidence, known.confidence), (entropy, known.entropy), (margin, known.margin)):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    canvas, masked, *rest = unmask_arguments(part, TINY, 2, 32)
+    both = [[canvas.clone(), masked.clone(), tokens.view(2, 32), confidence.view(2, 32), *rest] for _ in range(2)]
+    plain, rival = unmask_torch(*both[0]), rivals.unmask(*both[1])
+    assert torch.equal(both[0][0], both[1][0])
+    assert torch.equal(both[0][1], both[1][1])
+    assert not torch.equal(both[0][1], masked)
+    for mine, theirs in zip(rival, (plain.masks_left, plain.first_stop, plain.done), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_rivals_attention_is_the_same_attention() -> None:
+    batch = paged(section(), TINY, [Part(70, 32, False)] * 3, torch.float32)
+    slots = torch.stack([batch.slots(index) for index in range(3)])
+    query = batch.query.view(3, 32, TINY.num_heads, TINY.head_dim)
+    rival = rivals.attention(query, batch.kv[0], slots, batch.scale).transpose(1, 2)
+    torch.testing.assert_close(rival.reshape(96, -1).double(), batch.attend_double(), rtol=1e-4, atol=1e-5)
+
+
+def test_kernels_are_called_as_they_want_to_be() -> None:
+    interpreted(Path(__file__).with_name("interpreted_gpu.py"), least=6)
+
+
+class GraphClock(Clock):
+    """A GPU's clock on which every call of a graph takes `each_ms`, and the graph itself 0.004 ms."""
+
+    cuda = True
+    each_ms = 0.001
+
+    def _graph_ms(self, calls: Sequence[Call]) -> float:
+        assert [call() for call in calls] == [0, 1, 2, 3] * (len(calls) // 4)
+        return 0.004 + self.each_ms * len(calls)
+
+    def l2_bytes(self) -> int:
+        return 50_000_000
+
+
+@pytest.mark.parametrize(("each_ms", "calls"), [(0.001, 256), (0.1, 12), (1.0, 4)])
+def test_short_kernels_fill_a_graph(each_ms: float, calls: int) -> None:
+    clock = GraphClock(torch.device("cpu"))
+    clock.each_ms = each_ms
+    found = clock.kernel_ms([lambda index=index: index for index in range(4)])
+    assert found == pytest.approx(each_ms + 0.004 / calls)
+
+
+def test_cold_inputs_are_four_times_l2_together_if_there_are_not_too_many() -> None:
+    clock = GraphClock(torch.device("cpu"))
+    assert [copies(clock, size) for size in (1_000_000, 60_000_000, 10**9)] == [128, 4, 1]
+
+
+def test_the_checks_notice_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other_token(*arguments: Any) -> Statistics:
+        known = denoise_head(*arguments)
+        known.tokens[3] = (known.tokens[3] + 1) % TINY.vocab_size
+        return known
+
+    monkeypatch.setattr(correctness_head, "denoise_head", other_token)
+    assert not correctness_head.exact(section(), torch.float32, 17, sampled=False)["passed"]
+    assert not correctness_head.exact(section(), torch.float32, 17, sampled=True)["passed"]
+    assert not correctness_head.close(section(), 64)["passed"]
+
+
+def test_rows_with_the_same_columns_share_their_head() -> None:
+    lines = table([{"name": "a", "ms": 1.25}, {"name": "bcd", "ms": None}, {"name": "e", "passed": False, "more": []}])
+    assert lines == ["name  ms  ", "a     1.25", "bcd   -   ", "name  passed", "e     NO    "]
