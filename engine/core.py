@@ -170,7 +170,7 @@ class EngineCore:
             else:
                 self.waiting.remove(sequence)
             self.counters.finished["cut"] += 1
-            self.outlook.ended(sequence.output_tokens, False if sequence.plan.promised else None)
+            self.outlook.ended(None, False if sequence.plan.promised else None)
         return events
 
     def _admit(self) -> None:
@@ -309,7 +309,9 @@ class EngineCore:
     def _count_end(self, sequence: Sequence, now: float) -> None:
         self.counters.finished[sequence.finish_reason or "cancelled"] += 1
         promised = sequence.due_s is not None and sequence.plan.promised
-        self.outlook.ended(sequence.output_tokens, now <= (sequence.due_s or 0.0) if promised else None)
+        # What nothing stops has the length that was asked for, which says nothing of answers.
+        length = sequence.output_tokens if sequence.limits.stop_ids else None
+        self.outlook.ended(length, now <= (sequence.due_s or 0.0) if promised else None)
 
     def _share_pages(self, sequence: Sequence) -> None:
         """Makes pages findable whose every token is committed."""

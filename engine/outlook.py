@@ -107,9 +107,11 @@ class Outlook:
     def cost(self) -> ForwardCost:
         return self.cost_model.cost
 
-    def ended(self, output_tokens: int, in_time: bool | None = None) -> None:
-        """Learns from a finished answer: its length, and whether its deadline was kept (None: it had none)."""
-        self._mean_output += 0.05 * (output_tokens - self._mean_output)
+    def ended(self, output_tokens: int | None, in_time: bool | None = None) -> None:
+        """Learns from a finished answer: its length (None: it was not the answer's own), and whether its deadline was
+        kept (None: it had none)."""
+        if output_tokens is not None:
+            self._mean_output += 0.05 * (output_tokens - self._mean_output)
         if in_time is not None:
             base_s = self.cost.base_s
             step_s = -SLIPPED * base_s if in_time else base_s
