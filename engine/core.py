@@ -308,10 +308,10 @@ class EngineCore:
 
     def _count_end(self, sequence: Sequence, now: float) -> None:
         self.counters.finished[sequence.finish_reason or "cancelled"] += 1
-        promised = sequence.due_s is not None and sequence.plan.promised
+        due_s = sequence.due_s if sequence.plan.promised else None
         # What nothing stops has the length that was asked for, which says nothing of answers.
         length = sequence.output_tokens if sequence.limits.stop_ids else None
-        self.outlook.ended(length, now <= (sequence.due_s or 0.0) if promised else None)
+        self.outlook.ended(length, None if due_s is None else now <= due_s)
 
     def _share_pages(self, sequence: Sequence) -> None:
         """Makes pages findable whose every token is committed."""
