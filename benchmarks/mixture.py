@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begun = perf_counter()
     engine = new_engine(options.model, options.kv_tokens)
     warm_up(engine)
-    for_serving()
+    for_serving(beside_an_engine=True)
     engine.start()
     no_slos = Slos(Idle(0.0, 0.0, 0.0), {})
     requests = cycle_of(requests_of(tokenizer_of(engine), no_slos, options.seed), PROMPTS)

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begun = perf_counter()
     engine = new_engine(options.model, options.kv_tokens)
     warm_up(engine)
-    for_serving()
+    for_serving(beside_an_engine=True)
     engine.start()
     cells = cells_of(tokenizer_of(engine), options.seed, options.prompts, options.tasks)
     rungs = modes(engine.ladder)

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             profile_counts=options.profile_counts,
         )
     )
-    for_serving()
+    for_serving(beside_an_engine=True)
     run = Run(options, setup)
     duration_s = options.duration or run.duration_within(options.minutes * 60 - (perf_counter() - begun))
     print(f"set up in {perf_counter() - begun:.0f} s; requests arrive for {duration_s:.1f} s in each of "

@@ -12,12 +12,15 @@ COLLECTIONS = (20_000, 20, 50)
 """Allocations before the garbage of each generation is looked for."""
 
 
-def for_serving() -> None:
+def for_serving(beside_an_engine: bool) -> None:
     """Call once everything is loaded. What exists then is never looked through again for garbage.
 
     Collections of model, tokenizer and modules stopped a replica for up to 130 ms, longer than a tight SLO.
+
+    `beside_an_engine`: whether an engine's thread runs in this process, which has to get the interpreter soon.
     """
-    sys.setswitchinterval(SWITCH_S)
+    if beside_an_engine:
+        sys.setswitchinterval(SWITCH_S)
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECTIONS)

@@ -67,7 +67,7 @@ class Replica:
         self.metrics = EngineMetrics(self.engine.stats)
         self._tiers: dict[str, str] = {}
         self._load: ReplicaLoad | None = None
-        for_serving()
+        for_serving(beside_an_engine=True)
 
     async def generate(self, request: ReplicaRequest) -> AsyncIterator[Message]:
         """Streams one answer: pieces and an end, or one message that says why there is none."""

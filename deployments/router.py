@@ -44,7 +44,7 @@ class Router:
         self.metrics.tell_floors(args.tiers, self.planning.quality.ladder)
         if args.kv_tokens is not None:
             PREFIXES.pages_kept = max(1, args.kv_tokens // self.planning.model.block_size)
-        for_serving()
+        for_serving(beside_an_engine=False)
 
     async def find_replicas(self) -> None:
         """Asks all replicas for their load; the first call also makes Serve tell this process which ones there are."""
