@@ -18,9 +18,10 @@ from torch import Tensor
 
 from engine.model.rope import query_scale, rotary
 from engine.model.transformer import Transformer
+from kernels.activation import swiglu_torch
 from kernels.attention import reach_mask
 from kernels.norm import rms_norm
-from kernels.rope_and_kv import rotate
+from kernels.rope_and_kv import Rotation, rope_and_kv_torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +110,15 @@ class BareModel:
         model, config = self.model, self.model.config
         heads, kv_heads, dim, eps = config.num_heads, config.num_kv_heads, config.head_dim, config.rms_norm_eps
         cos, sin = rotary(forward.positions, model.frequencies, model.rope_factor, model.dtype)
-        stretch = None
+        rotation = Rotation(cos, sin, None)
         if forward.last_position >= config.rope.original_max_position_embeddings:
-            stretch = query_scale(forward.positions, config.rope, model.dtype)
+            rotation.query_scale = query_scale(forward.positions, config.rope, model.dtype)
         x = F.embedding(forward.token_ids, model.embedding)
         for index, layer in enumerate(model.layers):
-            projected = layer.qkv(rms_norm(x, layer.input_norm, eps)).view(-1, heads + 2 * kv_heads, dim)
-            rotated = rotate(projected[:, : heads + kv_heads], cos, sin)
-            query = rotated[:, :heads] if stretch is None else rotated[:, :heads] * stretch
+            projected = layer.qkv(rms_norm(x, layer.input_norm, eps))
             cache = self.cache[index]
-            fresh = torch.stack((rotated[:, heads:], projected[:, heads + kv_heads :]), dim=1)
-            cache.view(-1, 2, kv_heads, dim).index_copy_(0, forward.slots, fresh)
+            flat = cache.view(-1, 2, kv_heads, dim)
+            query = rope_and_kv_torch(projected, rotation, forward.slots, flat, heads)[:, :heads]
             attended = self._attend(query, cache, forward.groups)
             out = layer.output(attended)
             if forward.draft_rows is not None and model.adapter is not None:
@@ -127,8 +126,7 @@ class BareModel:
                 low = F.linear(attended.index_select(0, forward.draft_rows).to(down.dtype), down)
                 out.index_add_(0, forward.draft_rows, (F.linear(low, up) * model.adapter.scale).to(out.dtype))
             x = x + out
-            gate, up = layer.gate_up(rms_norm(x, layer.post_norm, eps)).chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate) * up)
+            x = x + layer.down(swiglu_torch(layer.gate_up(rms_norm(x, layer.post_norm, eps))))
         if not len(forward.logit_rows):
             return forward.logit_rows
         return model.logits(x, forward.logit_rows).argmax(-1)

@@ -16,19 +16,16 @@ from torch import Tensor
 from kernels.attention import MIN_PRODUCT_ROWS, AttentionGroup, folded_rows, folding, padded_keys, reach_mask
 from kernels.reach_work import ReachWork
 
-FEWEST_ROWS = 2
-"""Rows of any product: one alone would be a product of a vector, which takes another code path."""
 
-
-def padded_rows(rows: int, packed: bool = False) -> int:
+def padded_rows(rows: int, fewest: int | None = None) -> int:
     """`rows` rounded up so that a row's bits do not depend on its batch.
 
-    Packed weights need 2 rows (`engine/model/linear.py`), others a multiple of 8, and at least 8 a thread: MKL takes
-    other code paths for fewer rows, and with two threads it splits a product in halves (seen bitwise on AVX-512 with
-    torch 2.13).
+    Packed weights need the `fewest` rows of `engine/model/linear.py`, others a multiple of 8, and at least 8 a thread:
+    MKL takes other code paths for fewer rows, and with two threads it splits a product in halves (seen bitwise on
+    AVX-512 with torch 2.13).
     """
-    if packed:
-        return max(FEWEST_ROWS, rows)
+    if fewest is not None:
+        return max(fewest, rows)
     return max(MIN_PRODUCT_ROWS * torch.get_num_threads(), -(-rows // MIN_PRODUCT_ROWS) * MIN_PRODUCT_ROWS)
 
 
@@ -85,13 +82,17 @@ class ForwardBatch:
 
 
 def build_batch(
-    segments: Seq[Segment], page_size: int, heads: int, kv_heads: int, dtype: torch.dtype, packed: bool = False
+    segments: Seq[Segment],
+    page_size: int,
+    heads: int,
+    kv_heads: int,
+    dtype: torch.dtype,
+    fewest_rows: int | None = None,
 ) -> ForwardBatch:
     """Lays the segments out as one ragged batch (on the CPU).
 
     Args:
-        heads, kv_heads: of the model. packed: its weights are (`engine/model/linear.py`), so that its products need
-            hardly any padding.
+        heads, kv_heads: of the model. fewest_rows: of its products, see `padded_rows`.
     """
     heads_per_kv_head = heads // kv_heads
     order: dict[tuple[int, int, bool], list[int]] = {}
@@ -127,13 +128,13 @@ def build_batch(
                 start=start_row,
                 sequences=len(members),
                 rows=rows,
-                fold=folding(len(members), rows, kv_heads, heads_per_kv_head, heads + kv_heads),
+                fold=folding(len(members), rows, kv_heads, heads_per_kv_head, heads + 2 * kv_heads),
                 key_slots=torch.from_numpy(key_slots.reshape(-1)),
                 mask=reach_mask(torch.from_numpy(reach), keys, dtype)[:, None],
             )
         )
     count = len(tokens)
-    padding = np.zeros(padded_rows(count, packed) - count, dtype=np.int64)
+    padding = np.zeros(padded_rows(count, fewest_rows) - count, dtype=np.int64)
     wanted = [first_row[index] + offset for index, segment in enumerate(segments) for offset in segment.wanted]
     return ForwardBatch(
         token_ids=torch.from_numpy(np.concatenate((tokens, padding))),
@@ -142,7 +143,7 @@ def build_batch(
         groups=groups,
         draft_rows=torch.tensor(_repeat_first(drafts)) if drafts else None,
         draft_count=len(drafts),
-        logit_rows=torch.tensor(_repeat_first(wanted, packed)),
+        logit_rows=torch.tensor(_repeat_first(wanted, fewest_rows)),
         wanted=len(wanted),
         last_position=max(segment.end for segment in segments) - 1,
         query_tokens=count,
@@ -156,6 +157,6 @@ def _folded_offsets(rows: int, heads_per_kv_head: int) -> np.ndarray:
     return np.concatenate((offsets, np.zeros(folded_rows(rows, heads_per_kv_head) - len(offsets), dtype=np.int64)))
 
 
-def _repeat_first(rows: list[int], packed: bool = False) -> list[int]:
+def _repeat_first(rows: list[int], fewest: int | None = None) -> list[int]:
     """`rows` padded with their first entry (or row 0), see `padded_rows`."""
-    return rows + (rows[:1] or [0]) * (padded_rows(len(rows), packed) - len(rows))
+    return rows + (rows[:1] or [0]) * (padded_rows(len(rows), fewest) - len(rows))

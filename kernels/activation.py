@@ -21,7 +21,7 @@ def swiglu_torch(gate_up: Tensor) -> Tensor:
     Returns `[rows, inner]` of the same type.
     """
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return F.silu(gate).mul_(up)
 
 
 def swiglu_triton(gate_up: Tensor) -> Tensor:

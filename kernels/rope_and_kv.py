@@ -37,27 +37,28 @@ def rope_and_kv_torch(projected: Tensor, rotation: Rotation, slots: Tensor, kv: 
 
     Args:
         projected: `[tokens, (heads + 2 * kv_heads) * head_dim]`, contiguous: a token's query heads, its keys, its
-            values.
+            values. This form rotates it in place.
         rotation: the tables of the tokens' positions.
         slots: int64 `[tokens]`, where each token's K/V goes; no slot twice, but for padding rows in the null page.
         kv: `[slots, 2, kv_heads, head_dim]`, keys and values of one layer, contiguous; written in place.
 
-    Returns `[tokens, width, head_dim]`, of which the first `heads` of each token are its queries. This form
-    leaves the rotated keys behind them, which spares it a copy; the Triton form returns the queries alone.
+    Returns `[tokens, width, head_dim]`, of which the first `heads` of each token are its queries. This form leaves
+    keys and values behind them, which spares it a copy; the Triton form returns the queries alone.
     """
     _, _, kv_heads, dim = kv.shape
     stacked = projected.view(-1, heads + 2 * kv_heads, dim)
-    rotated = rotate(stacked[:, : heads + kv_heads], rotation.cos, rotation.signed_sin)
+    turned = stacked[:, : heads + kv_heads]
+    swapped = turned.roll(dim // 2, -1)
+    turned.mul_(rotation.cos).addcmul_(swapped, rotation.signed_sin)
     if rotation.query_scale is not None:
-        rotated[:, :heads] *= rotation.query_scale
-    kv.index_copy_(0, slots, torch.stack((rotated[:, heads:], stacked[:, heads + kv_heads :]), dim=1))
-    return rotated
+        stacked[:, :heads] *= rotation.query_scale
+    kv.view(-1, 2 * kv_heads, dim).index_copy_(0, slots, stacked[:, heads:])
+    return stacked
 
 
 def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Rotates split halves of `x` `[tokens, heads, head_dim]` ("rotate_half", contract 3.1)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((second, first), dim=-1) * signed_sin
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * signed_sin
 
 
 def rope_and_kv_triton(projected: Tensor, rotation: Rotation, slots: Tensor, kv: Tensor, heads: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Matrix products whose rows come out the same in any batch, and fast for few rows.
 
-On a CPU in float32 the weight is packed for oneDNN: for the few rows of a canvas or an AR step it needs half the time
-of MKL, and a row's bits do not depend on the number of rows (seen for 1 to 500 rows with one and two threads on
-AVX-512, torch 2.13; widths above 5,000 need 2 rows). On a GPU the weight stays as checkpoints have it, outputs first,
+On a CPU in float32 the weight is packed for oneDNN: for the few rows of a canvas it needs half the time of MKL, and a
+row's bits do not depend on the number of rows from `Linear.fewest_rows` on (seen for 1 to 500 rows with one and two
+threads on AVX-512, torch 2.13). On a GPU the weight stays as checkpoints have it, outputs first,
 elsewhere it lies inputs first, for a plain product.
 """
 
@@ -12,15 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Named with its overload, which otherwise is searched for at every call.
+_packed_product = torch.ops.mkldnn._linear_pointwise.default
+
 _EXPECTED_ROWS = 32
 """The packing is chosen for about so many rows: a canvas. Packed for 1 row, that one would take another path."""
+
+
+_SPLIT_INPUTS = 1024
+"""Above so many inputs a single row's sum is split (seen from 2,048 on); with two rows it never is."""
 
 
 class Linear:
     """`x @ weight.T`. Owns its copy of the weight; the one it was made from can go.
 
     Attributes:
-        packed: whether the weight is oneDNN's, whose rows do not depend on their number.
+        packed: whether the weight is oneDNN's.
+        fewest_rows: rows from which on a packed weight's rows do not depend on their number, bit by bit.
     """
 
     def __init__(self, weight: Tensor, for_kernels: bool = False) -> None:
@@ -33,6 +41,7 @@ class Linear:
             and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
             and bool(torch.backends.mkldnn.enabled)
         )
+        self.fewest_rows = 1 if weight.shape[1] <= _SPLIT_INPUTS else 2
         with torch.inference_mode():
             self._weight = (
                 torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _EXPECTED_ROWS)
@@ -45,7 +54,7 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         """`x` `[rows, inputs]` to `[rows, outputs]`."""
         if self.packed:
-            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
+            product: Tensor = _packed_product(x, self._weight, None, "none", [], "")
             return product
         if self.as_given:
             return F.linear(x, self._weight)

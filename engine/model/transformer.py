@@ -46,6 +46,10 @@ class Layer:
     gate_up: Linear  # hidden -> 2 intermediate
     down: Linear  # intermediate -> hidden
 
+    @property
+    def products(self) -> tuple[Linear, ...]:
+        return self.qkv, self.output, self.gate_up, self.down
+
 
 class Transformer:
     """Embedding, decoder layers, final norm and the one head that AR and diffusion share.
@@ -54,6 +58,8 @@ class Transformer:
         config: the shapes of this rank's part: its heads, its part of MLP and vocabulary (alone: the checkpoint's).
         parallel: this rank's place in its group.
         first_token: the id of the first row of this rank's part of embedding and head.
+        fewest_rows: of a batch, so that no row's bits depend on their number (`engine/model/linear.py`); None where
+            weights are not packed.
     """
 
     def __init__(
@@ -79,6 +85,8 @@ class Transformer:
         self.head_by_kernels = shard.size == 1 and use_triton(self.embedding)
         self.head = Linear(weights.pop("diffusion_head.weight"), self.head_by_kernels)  # hidden -> vocab
         self.layers = [_layer(weights, f"encoder.layers.{index}.") for index in range(config.num_layers)]
+        products = [self.head, *(product for layer in self.layers for product in layer.products)]
+        self.fewest_rows = max(product.fewest_rows for product in products) if self.head.packed else None
         device = self.embedding.device
         self.frequencies = yarn_frequencies(config.rope, config.head_dim).to(device)
         self.rope_factor = attention_factor(config.rope)

@@ -7,13 +7,16 @@ import torch.nn.functional as F
 from engine.model.linear import Linear
 
 
-@pytest.mark.parametrize(("outputs", "inputs"), [(384, 256), (1536, 256), (256, 768), (160, 96), (96, 128), (33, 70)])
+@pytest.mark.parametrize(
+    ("outputs", "inputs"),
+    [(384, 256), (1536, 256), (256, 768), (160, 96), (96, 128), (33, 70), (64, 1024), (64, 1536), (48, 5000)],
+)
 def test_rows_have_the_same_bits_in_any_batch(outputs: int, inputs: int) -> None:
     generator = torch.Generator().manual_seed(outputs)
     linear = Linear(torch.randn(outputs, inputs, generator=generator))
     rows = torch.randn(300, inputs, generator=generator)
     whole = linear(rows)
-    for count in (2, 3, 7, 8, 13, 16, 31, 32, 33, 64, 200):
+    for count in (linear.fewest_rows, 2, 3, 7, 8, 13, 16, 31, 32, 33, 64, 200):
         for first in (0, 37, 100):
             assert torch.equal(linear(rows[first : first + count]), whole[first : first + count])
 

@@ -45,7 +45,7 @@ class VirtualExecutor:
 
     def batch(self, segments: list[Segment]) -> ForwardBatch:
         self.sequences = len(segments)
-        return build_batch(segments, PAGE, 2, 1, torch.float32, packed=True)
+        return build_batch(segments, PAGE, 2, 1, torch.float32, fewest_rows=1)
 
     def run(self, batch: ForwardBatch) -> Tensor:
         seconds = self.cost.seconds(batch.query_tokens, batch.context_tokens, self.sequences)

@@ -21,7 +21,7 @@ def test_equal_float64_in_the_interpreter() -> None:
 @pytest.mark.parametrize("scaled", [False, True])
 def test_the_reference_of_rope_equals_float64(scaled: bool) -> None:
     case = rope_case(2, 9, 4, 2, 16, scaled, torch.float32)
-    query, kv = double_rope(case)
+    query, kv = double_rope(case)  # before the form rotates in place
     got = rope_and_kv_torch(case.projected, case.rotation, case.slots, case.kv, 4)
     torch.testing.assert_close(got[:, :4].double(), query, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(case.kv.double(), kv, atol=1e-6, rtol=1e-6)
