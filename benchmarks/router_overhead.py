@@ -14,10 +14,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-# Before Ray and torch are imported.
-os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from deployments.environment import cluster_environment
+
+os.environ.update(cluster_environment(RAY_USAGE_STATS_ENABLED="0"))  # before Ray and torch are imported
 
 import httpx
 import ray
@@ -140,7 +139,7 @@ def print_table(report: dict[str, Any]) -> None:
     print(f"{'ms':22}" + "".join(f"{key.removesuffix('_ms').replace('_', ' '):>12}" for key in rows["bare"]))
     for name, row in rows.items():
         print(f"{name:22}" + "".join(f"{value:12.2f}" for value in row.values()))
-    print(f"load average of the machine before and after: {report['load_average_before_and_after']}")
+    print(f"load average of the machine before: {report['load_average_before']}")
 
 
 if __name__ == "__main__":

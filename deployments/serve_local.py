@@ -22,14 +22,9 @@ from typing import Any
 
 import yaml
 
+from deployments.environment import cluster_environment
+
 ROOT = Path(__file__).parent.parent
-ENVIRONMENT = {
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_LOG_TO_DRIVER": "0",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-"""Read by Ray when it is imported, and inherited by every process of the cluster."""
 OBJECT_STORE_BYTES = 200 << 20
 STOP_S = 12.0
 POLL_S = 0.3
@@ -45,7 +40,7 @@ def main() -> int:
     if not port_is_free(options.port):
         print(f"port {options.port} on 127.0.0.1 is taken; choose another: make serve PORT={options.port + 1}")
         return 1
-    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    os.environ.update(cluster_environment(RAY_USAGE_STATS_ENABLED="0", RAY_LOG_TO_DRIVER="0"))
     os.environ.pop("RAY_ADDRESS", None)
     signal.signal(signal.SIGINT, raise_stop)
     signal.signal(signal.SIGTERM, raise_stop)
