@@ -1,7 +1,7 @@
 """Matrix products whose rows come out the same in any batch, and fast for few rows.
 
 On a CPU in float32 the weight is packed for oneDNN: for the few rows of a canvas it needs half the time of MKL, and a
-row's bits do not depend on the number of rows from `Linear.fewest_rows` on (seen for 1 to 500 rows with one and two
+row's bits do not depend on the number of rows from `Linear.fewest_rows` on (seen for 2 to 500 rows with one and two
 threads on AVX-512, torch 2.13). On a GPU the weight stays as checkpoints have it, outputs first,
 elsewhere it lies inputs first, for a plain product.
 """
@@ -17,10 +17,8 @@ _packed_product = torch.ops.mkldnn._linear_pointwise.default
 
 _EXPECTED_ROWS = 32
 """The packing is chosen for about so many rows: a canvas. Packed for 1 row, that one would take another path."""
-
-
-_SPLIT_INPUTS = 1024
-"""Above so many inputs a single row's sum is split (seen from 2,048 on); with two rows it never is."""
+_PROBES = 4
+"""Rows that are tried alone. Where sums differ, a row of many outputs shows it."""
 
 
 class Linear:
@@ -41,7 +39,6 @@ class Linear:
             and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
             and bool(torch.backends.mkldnn.enabled)
         )
-        self.fewest_rows = 1 if weight.shape[1] <= _SPLIT_INPUTS else 2
         with torch.inference_mode():
             self._weight = (
                 torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _EXPECTED_ROWS)
@@ -50,6 +47,7 @@ class Linear:
                 if self.as_given
                 else weight.t().contiguous()
             )
+            self.fewest_rows = self._find_fewest_rows(weight.shape[1]) if self.packed else 1
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x` `[rows, inputs]` to `[rows, outputs]`."""
@@ -66,3 +64,9 @@ class Linear:
         if not self.as_given:
             raise RuntimeError("this weight was packed or turned for the CPU; make it for kernels to read it")
         return self._weight
+
+    def _find_fewest_rows(self, inputs: int) -> int:
+        """1, or 2 where a single row's sum is split another way: that depends on shape, threads, CPU and version."""
+        rows = torch.randn(_EXPECTED_ROWS, inputs, generator=torch.Generator().manual_seed(inputs))
+        together, alone = self(rows), torch.cat([self(rows[row : row + 1]) for row in range(_PROBES)])
+        return 1 if torch.equal(alone, together[:_PROBES]) else 2
