@@ -21,16 +21,48 @@ MIN_PRODUCT_ROWS = 8
 """Matrix products with fewer rows take other code paths in MKL and differ in the last bits."""
 
 
+BLOCK_KEYS = 512
+"""Torch's CPU kernel works through keys in blocks of so many."""
+
+KEY_STEP = 32
+"""Padded key numbers are multiples of this."""
+
+
 def padded_keys(reach: int) -> int:
     """Keys that a query group reads: `reach` rounded up so that the result does not depend on what follows.
 
-    Torch's CPU kernel works in blocks of 512 keys, and MKL splits the sum over a block's keys in two when their
-    number lies strictly between 192 and 384 (seen bitwise on AVX-512 with torch 2.13). Keys past `reach` have weight
-    exactly zero, so padding to 32, and over that range to 384, leaves every row's bits alone.
+    Keys past `reach` have weight exactly zero, so a row's bits change only where a product over more keys sums in
+    another order: the last block is padded up to the next of the `safe_key_counts`.
     """
-    blocks, rest = divmod(reach, 512)
-    rest = -(-rest // 32) * 32
-    return blocks * 512 + (384 if 192 < rest < 384 else rest)
+    blocks, rest = divmod(reach, BLOCK_KEYS)
+    return blocks * BLOCK_KEYS + (next(keys for keys in safe_key_counts() if keys >= rest) if rest else 0)
+
+
+@lru_cache(maxsize=1)
+def safe_key_counts() -> tuple[int, ...]:
+    """Key numbers up to a whole block at which every row has the bits it has with a whole block, in rising order.
+
+    MKL splits the sum over keys of other numbers in parts of its own choice, which depends on the CPU (with torch 2.13
+    on AVX-512: AMD EPYC between 192 and 384, Intel Xeon between 256 and 512). So it is tried once per process (20 ms).
+    """
+    generator = torch.Generator().manual_seed(BLOCK_KEYS)
+    rows, dim = 2 * MIN_PRODUCT_ROWS, 64
+    query, keys, values = (
+        torch.randn(1, 1, count, dim, generator=generator) for count in (rows, BLOCK_KEYS, BLOCK_KEYS)
+    )
+
+    def attended(reach: int, count: int) -> Tensor:
+        mask = reach_mask(torch.full((rows,), reach), count, query.dtype)
+        return F.scaled_dot_product_attention(query, keys[:, :, :count], values[:, :, :count], attn_mask=mask)
+
+    counts = range(KEY_STEP, BLOCK_KEYS + 1, KEY_STEP)
+    with torch.inference_mode():
+        whole = {reach: attended(reach, BLOCK_KEYS) for reach in counts}
+        return tuple(
+            count
+            for count in counts
+            if all(torch.equal(attended(reach, count), whole[reach]) for reach in counts if reach <= count)
+        )
 
 
 def folded_rows(rows: int, heads_per_kv_head: int) -> int:
