@@ -20,7 +20,7 @@ from kernels.reach_work import ReachWork
 def padded_rows(rows: int, fewest: int | None = None) -> int:
     """`rows` rounded up so that a row's bits do not depend on its batch.
 
-    Packed weights need the `fewest` rows of `engine/model/linear.py`, others a multiple of 8, and at least 8 a thread:
+    Products in float32 need the `fewest` rows of `engine/model/linear.py`, others a multiple of 8 and 8 a thread:
     MKL takes other code paths for fewer rows, and with two threads it splits a product in halves (seen bitwise on
     AVX-512 with torch 2.13).
     """

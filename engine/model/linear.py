@@ -1,72 +1,102 @@
 """Matrix products whose rows come out the same in any batch, and fast for few rows.
 
-On a CPU in float32 the weight is packed for oneDNN: for the few rows of a canvas it needs half the time of MKL, and a
-row's bits do not depend on the number of rows from `Linear.fewest_rows` on (seen for 2 to 500 rows with one and two
-threads on AVX-512, torch 2.13). On a GPU the weight stays as checkpoints have it, outputs first,
-elsewhere it lies inputs first, for a plain product.
+On a CPU in float32 there are two forms. MKL's plain product, weight inputs first, is the fast one on Intel's CPUs: a
+forward's products of 1 to 64 rows take 0.4 to 0.6 of the time of the other form. oneDNN's, with a packed weight, needs
+half of MKL's time elsewhere (AMD EPYC). A row's bits depend on the number of rows below a few in both, and for some
+shapes in one of them for any number; so both are tried on the weight itself, the fast one first.
+On a GPU the weight stays as checkpoints have it, outputs first.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from engine.machine import cpu_name
 
 # Named with its overload, which otherwise is searched for at every call.
 _packed_product = torch.ops.mkldnn._linear_pointwise.default
 
 _EXPECTED_ROWS = 32
 """The packing is chosen for about so many rows: a canvas. Packed for 1 row, that one would take another path."""
-_PROBES = 4
-"""Rows that are tried alone. Where sums differ, a row of many outputs shows it."""
+
+_TRIED_ROWS = 256
+_TRIED_WORK = 1 << 28
+"""Products of so many rows are compared with products of few, for large weights of as many as this work allows."""
+
+_FEWEST_ROWS = (1, 2, 4, 8)
 
 
 class Linear:
     """`x @ weight.T`. Owns its copy of the weight; the one it was made from can go.
 
     Attributes:
-        packed: whether the weight is oneDNN's.
-        fewest_rows: rows from which on a packed weight's rows do not depend on their number, bit by bit.
+        fewest_rows: rows from which on a row's bits do not depend on their number, where that was tried (float32 on a
+            CPU), else None.
     """
 
     def __init__(self, weight: Tensor, for_kernels: bool = False) -> None:
         """Takes `weight` `[outputs, inputs]`; for kernels and on a GPU it stays as it is."""
-        self.as_given = for_kernels or weight.is_cuda
-        self.packed: bool = (
-            not self.as_given
-            and weight.device.type == "cpu"
-            and weight.dtype is torch.float32
-            and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-            and bool(torch.backends.mkldnn.enabled)
-        )
+        self._as_given = for_kernels or weight.is_cuda
+        self._packed = False
+        self.fewest_rows: int | None = None
         with torch.inference_mode():
-            self._weight = (
-                torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _EXPECTED_ROWS)
-                if self.packed
-                else weight.contiguous()
-                if self.as_given
-                else weight.t().contiguous()
-            )
-            self.fewest_rows = self._find_fewest_rows(weight.shape[1]) if self.packed else 1
+            if self._as_given:
+                self._weight = weight.contiguous()
+            elif weight.device.type == "cpu" and weight.dtype is torch.float32:
+                self._choose_form(weight)
+            else:
+                self._weight = weight.t().contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x` `[rows, inputs]` to `[rows, outputs]`."""
-        if self.packed:
+        if self._packed:
             product: Tensor = _packed_product(x, self._weight, None, "none", [], "")
             return product
-        if self.as_given:
+        if self._as_given:
             return F.linear(x, self._weight)
         return x @ self._weight
 
     @property
     def weight(self) -> Tensor:
         """`[outputs, inputs]`, contiguous. Raises RuntimeError where it lies otherwise."""
-        if not self.as_given:
+        if not self._as_given:
             raise RuntimeError("this weight was packed or turned for the CPU; make it for kernels to read it")
         return self._weight
 
-    def _find_fewest_rows(self, inputs: int) -> int:
-        """1, or 2 where a single row's sum is split another way: that depends on shape, threads, CPU and version."""
-        rows = torch.randn(_EXPECTED_ROWS, inputs, generator=torch.Generator().manual_seed(inputs))
-        together, alone = self(rows), torch.cat([self(rows[row : row + 1]) for row in range(_PROBES)])
-        return 1 if torch.equal(alone, together[:_PROBES]) else 2
+    def _choose_form(self, weight: Tensor) -> None:
+        """The fast form, unless only the other one keeps a row's bits; without either, rows are padded to eight."""
+        forms = _forms()
+        for packed in (*forms, forms[0]):
+            self._packed, self._weight = packed, weight  # lets go of the form before
+            self._weight = _pack(weight) if packed else weight.t().contiguous()
+            self.fewest_rows = self._find_fewest_rows(*weight.shape)
+            if self.fewest_rows is not None:
+                return
+
+    def _find_fewest_rows(self, outputs: int, inputs: int) -> int | None:
+        """Shape, threads, CPU and version of the library decide from how many rows on a row keeps its bits, if ever."""
+        many = max(_EXPECTED_ROWS, min(_TRIED_ROWS, _TRIED_WORK // (outputs * inputs)))
+        rows = torch.randn(many, inputs, generator=torch.Generator().manual_seed(inputs))
+        together = self(rows)
+        for fewest in _FEWEST_ROWS:
+            spans = [(start, start + fewest) for start in range(0, 4 * fewest, fewest)] + [(0, _EXPECTED_ROWS)]
+            if all(torch.equal(self(rows[start:end]), together[start:end]) for start, end in spans):
+                return fewest
+        return None
+
+
+@lru_cache(maxsize=1)
+def _forms() -> tuple[bool, ...]:
+    """Whether to pack, the fast form first. By the CPU's name, not its pace: the same on every start."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):  # type: ignore[no-untyped-call]
+        return (False,)
+    return (False, True) if "Intel" in cpu_name() else (True, False)
+
+
+def _pack(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _EXPECTED_ROWS)
+    return packed

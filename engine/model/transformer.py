@@ -59,7 +59,7 @@ class Transformer:
         parallel: this rank's place in its group.
         first_token: the id of the first row of this rank's part of embedding and head.
         fewest_rows: of a batch, so that no row's bits depend on their number (`engine/model/linear.py`); None where
-            weights are not packed.
+            that is not known of every product.
     """
 
     def __init__(
@@ -86,7 +86,8 @@ class Transformer:
         self.head = Linear(weights.pop("diffusion_head.weight"), self.head_by_kernels)  # hidden -> vocab
         self.layers = [_layer(weights, f"encoder.layers.{index}.") for index in range(config.num_layers)]
         products = [self.head, *(product for layer in self.layers for product in layer.products)]
-        self.fewest_rows = max(product.fewest_rows for product in products) if self.head.packed else None
+        tried = [product.fewest_rows for product in products if product.fewest_rows is not None]
+        self.fewest_rows = max(tried) if len(tried) == len(products) else None
         device = self.embedding.device
         self.frequencies = yarn_frequencies(config.rope, config.head_dim).to(device)
         self.rope_factor = attention_factor(config.rope)
