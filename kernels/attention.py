@@ -21,48 +21,64 @@ MIN_PRODUCT_ROWS = 8
 """Matrix products with fewer rows take other code paths in MKL and differ in the last bits."""
 
 
-BLOCK_KEYS = 512
-"""Torch's CPU kernel works through keys in blocks of so many."""
-
 KEY_STEP = 32
 """Padded key numbers are multiples of this."""
+
+TORCH_BLOCK = 512
+"""Torch's CPU kernel works through keys in blocks of so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyBlocks:
+    """How keys are cut and padded on this CPU.
+
+    Attributes:
+        whole: keys of a block; products over more are cut in such blocks.
+        safe: key numbers up to a whole block, in rising order, at which a row has the bits it has with a whole block.
+    """
+
+    whole: int
+    safe: tuple[int, ...]
 
 
 def padded_keys(reach: int) -> int:
     """Keys that a query group reads: `reach` rounded up so that the result does not depend on what follows.
 
     Keys past `reach` have weight exactly zero, so a row's bits change only where a product over more keys sums in
-    another order: the last block is padded up to the next of the `safe_key_counts`.
+    another order: the last block is padded up to the next of the `KeyBlocks.safe` numbers.
     """
-    blocks, rest = divmod(reach, BLOCK_KEYS)
-    return blocks * BLOCK_KEYS + (next(keys for keys in safe_key_counts() if keys >= rest) if rest else 0)
+    blocks, rest = divmod(reach, key_blocks().whole)
+    return blocks * key_blocks().whole + (next(keys for keys in key_blocks().safe if keys >= rest) if rest else 0)
 
 
 @lru_cache(maxsize=1)
-def safe_key_counts() -> tuple[int, ...]:
-    """Key numbers up to a whole block at which every row has the bits it has with a whole block, in rising order.
+def key_blocks() -> KeyBlocks:
+    """The cut with the most safe numbers, the largest block of those.
 
-    MKL splits the sum over keys of other numbers in parts of its own choice, which depends on the CPU (with torch 2.13
-    on AVX-512: AMD EPYC between 192 and 384, Intel Xeon between 256 and 512). So it is tried once per process (20 ms).
+    MKL splits the sum over some numbers of keys in parts of its own choice, which depends on the CPU (with torch 2.13
+    on AVX-512: AMD EPYC between 192 and 384, Intel Xeon above 384). So it is tried once per process (40 ms).
     """
-    generator = torch.Generator().manual_seed(BLOCK_KEYS)
+    generator = torch.Generator().manual_seed(TORCH_BLOCK)
     rows, dim = 2 * MIN_PRODUCT_ROWS, 64
     query, keys, values = (
-        torch.randn(1, 1, count, dim, generator=generator) for count in (rows, BLOCK_KEYS, BLOCK_KEYS)
+        torch.randn(1, 1, count, dim, generator=generator) for count in (rows, TORCH_BLOCK, TORCH_BLOCK)
     )
 
     def attended(reach: int, count: int) -> Tensor:
-        mask = reach_mask(torch.full((rows,), reach), count, query.dtype)
+        mask = reach_mask(torch.full((1, 1, rows), reach), count, query.dtype)
         return F.scaled_dot_product_attention(query, keys[:, :, :count], values[:, :, :count], attn_mask=mask)
 
-    counts = range(KEY_STEP, BLOCK_KEYS + 1, KEY_STEP)
+    counts = range(KEY_STEP, TORCH_BLOCK + 1, KEY_STEP)
     with torch.inference_mode():
-        whole = {reach: attended(reach, BLOCK_KEYS) for reach in counts}
-        return tuple(
-            count
-            for count in counts
-            if all(torch.equal(attended(reach, count), whole[reach]) for reach in counts if reach <= count)
-        )
+        seen = {(reach, count): attended(reach, count) for count in counts for reach in counts if reach <= count}
+
+    def safe(whole: int) -> tuple[int, ...]:
+        def alike(count: int) -> bool:
+            return all(torch.equal(seen[reach, count], seen[reach, whole]) for reach in counts if reach <= count)
+
+        return tuple(count for count in counts if count <= whole and alike(count))
+
+    return max((KeyBlocks(whole, safe(whole)) for whole in reversed(counts)), key=lambda blocks: len(blocks.safe))
 
 
 def folded_rows(rows: int, heads_per_kv_head: int) -> int:
@@ -160,10 +176,33 @@ def reach_attention(query: Tensor, kv: Tensor, groups: list[AttentionGroup], sca
         rows = flat[group.start * width :] if group.start else flat
         q = rows.index_select(0, fold.into).view(count, kv_heads, -1, dim)
         k, v = kv.index_select(0, group.key_slots).view(count, keys, 2, kv_heads, dim).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, scale=scale)
+        attended = _attend(q, k, v, group.mask, scale)
         group_rows = count * group.rows
         parts.append(attended.reshape(-1, dim).index_select(0, fold.back).view(group_rows, -1))
         done += group_rows
     if done < tokens:
         parts.append(query.new_zeros(tokens - done, parts[0].shape[1]))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attention of a group: `[sequences, kv_heads, folded_rows, dim]` over `[sequences, kv_heads, keys, dim]`."""
+    whole, count = key_blocks().whole, mask.shape[-1]
+    if count <= whole or whole == TORCH_BLOCK:
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+    out = sums = query.new_empty(0)
+    for start in range(0, count, whole):
+        part = slice(start, start + whole)
+        block, block_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, keys[:, :, part], values[:, :, part], 0.0, False, attn_mask=mask[..., part], scale=scale
+        )
+        if start == 0:
+            out, sums = block, block_sums
+            continue
+        # A row whose reach ends before this block takes nothing of it, to the bit: its share is exactly zero. Softmax
+        # because it treats every row alike; torch's elementwise exp and log round the end of a tensor in another way.
+        both = torch.stack((sums, block_sums + mask[..., start]), dim=-1)
+        shares = both.softmax(-1)
+        out = out * shares[..., :1] + block * shares[..., 1:]
+        sums = sums - both.log_softmax(-1)[..., 0]
+    return out
