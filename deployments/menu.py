@@ -15,7 +15,7 @@ from deployments.bounds import check_rungs, quality_floor, steps_allowed
 from deployments.prediction import RungTable, most_forwards
 from deployments.quality import BUDGETS
 from engine.errors import InvalidRequest
-from engine.plan import AR, Rung, diffusion
+from engine.plan import AR, Rung, diffusion, of_equal_quality
 from engine.request import allowed_rungs, equivalent_to_ar, pinned_rung, scheduled_plan
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 MOST_RUNGS = 8
 """A plan's ladder has no more (`requests.md` section 5)."""
 MOST_MENUS = 1024
-SAME_QUALITY = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +46,8 @@ class Menu:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", RungTable(self.rungs))
-        ranks = quality_ranks(self.rungs)
-        borders = [index for index in range(len(ranks)) if index == 0 or ranks[index] != ranks[index - 1]]
-        ends = [*borders[1:], len(ranks)]
-        object.__setattr__(self, "groups", tuple(range(*pair) for pair in zip(borders, ends, strict=True)))
-
-
-def quality_ranks(rungs: Sequence[Rung]) -> list[int]:
-    """Equal numbers for equal expected quality, in order; exact rungs are equal, unmeasured ones keep their order."""
-    ranks: list[int] = []
-    for index, rung in enumerate(rungs):
-        before = rungs[index - 1] if index else None
-        same = before is not None and (
-            (rung.exact and before.exact)
-            or (
-                rung.expected_quality is not None
-                and before.expected_quality is not None
-                and abs(rung.expected_quality - before.expected_quality) <= SAME_QUALITY
-            )
-        )
-        ranks.append(ranks[-1] if same else len(set(ranks)))
-    return ranks
+        groups = of_equal_quality(self.rungs)
+        object.__setattr__(self, "groups", tuple(range(group[0], group[-1] + 1) for group in groups))
 
 
 def frontier(rungs: Sequence[Rung]) -> tuple[Rung, ...]:

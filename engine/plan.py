@@ -6,6 +6,7 @@ The words are those of the design; the rules are those of `requests.md` sections
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -20,7 +21,9 @@ class Decoding(StrEnum):
 
 
 EQUAL_TO_AR = 0.01
-"""Rungs whose calibrated quality is within this of AR's count as equal to it (`requests.md` section 5)."""
+"""Rungs that calibration shows to be within this of AR's quality count as equal to it (`requests.md` section 5)."""
+
+_SAME_QUALITY = 1e-6
 
 Audit = str | float
 """`"off"`, `"score"`, `"exact"`, or a tolerance in (0, 1)."""
@@ -39,6 +42,8 @@ class Rung:
         audit: what the causal pass over a finished block does besides writing K/V.
         expected_quality: 0..1 as calibrated (lower confidence bound), None where nothing was measured.
         expected_tokens_per_forward: as calibrated, commits and verifies counted; None where nothing was measured.
+        within_ar: whether calibration shows the quality to be within `EQUAL_TO_AR` of AR's: by the whole 95% interval
+            of the difference on the same prompts.
     """
 
     decoding: Decoding
@@ -48,6 +53,7 @@ class Rung:
     audit: Audit = "off"
     expected_quality: float | None = None
     expected_tokens_per_forward: float | None = None
+    within_ar: bool = False
 
     @property
     def is_diffusion(self) -> bool:
@@ -57,6 +63,11 @@ class Rung:
     def exact(self) -> bool:
         """Whether every token is the one AR would have chosen."""
         return self.decoding is not Decoding.DIFFUSION or self.audit == "exact"
+
+    @property
+    def keeps_ar_quality(self) -> bool:
+        """Whether answers are AR's own, or as good as far as calibration shows."""
+        return self.exact or self.within_ar
 
     @property
     def most_forwards_per_block(self) -> int:
@@ -121,6 +132,31 @@ def diffusion(
     """Block diffusion. Without a step budget K = block_length, the released schedule (contract 4.1, 4.2)."""
     steps = block_length if refinement_steps is None else min(refinement_steps, block_length)
     return Rung(Decoding.DIFFUSION, block_length, max(1, steps), threshold, audit)
+
+
+def of_equal_quality(rungs: Sequence[Rung]) -> tuple[tuple[int, ...], ...]:
+    """Places of rungs of equal expected quality, best first.
+
+    All rungs of AR's quality are equal where there is an exact one; a rung without a number is a group of its own,
+    in the given order.
+    """
+    groups: list[list[int]] = []
+    order = list(range(len(rungs)))
+    known = all(rung.expected_quality is not None for rung in rungs)
+    if known:
+        order.sort(key=lambda index: -(rungs[index].expected_quality or 0.0))
+
+    def equal(best: Rung, other: Rung) -> bool:
+        if best.exact:
+            return other.exact or (known and other.within_ar)
+        return known and (other.expected_quality or 0.0) >= (best.expected_quality or 0.0) - _SAME_QUALITY
+
+    for index in order:
+        if groups and equal(rungs[groups[-1][0]], rungs[index]):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return tuple(tuple(sorted(group)) for group in groups)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from engine.errors import InvalidRequest
 from engine.plan import AR as AR_RUNG
-from engine.plan import EQUAL_TO_AR, Decoding, Plan, Rung, audit_value, diffusion, self_speculation
+from engine.plan import Decoding, Plan, Rung, audit_value, diffusion, self_speculation
 
 DEFAULT_THRESHOLD = 0.9
 MAX_STOP_STRINGS = 16
@@ -296,17 +296,6 @@ def resolve_plan(options: GenerationOptions, block_size: int, ladder: Sequence[R
     return Plan(ladder=rungs, reason=f"{len(rungs)} rungs of the checkpoint's ladder that keep AR's quality")
 
 
-def equivalent_to_ar(ladder: Sequence[Rung], within: float = EQUAL_TO_AR) -> tuple[Rung, ...]:
-    """The rungs equal to AR: exact ones, and those whose calibrated quality is within `within` of AR's (section 5)."""
-    ar_quality = next((rung.expected_quality for rung in ladder if rung.decoding is Decoding.AR), None)
-
-    def equal(rung: Rung) -> bool:
-        if rung.exact:
-            return True
-        return (
-            ar_quality is not None
-            and rung.expected_quality is not None
-            and rung.expected_quality >= ar_quality - within
-        )
-
-    return tuple(rung for rung in ladder if equal(rung))
+def equivalent_to_ar(ladder: Sequence[Rung]) -> tuple[Rung, ...]:
+    """The rungs of AR's quality: exact ones, and those that calibration shows to be as good (section 5)."""
+    return tuple(rung for rung in ladder if rung.keeps_ar_quality)

@@ -85,7 +85,7 @@ class Calibration:
         missing = [cell.name for cell in cells if self.rows(cell) is None]
         curve = curve_file(head, entries, missing, self._token_differences(cells), self.config.block_size)
         has_ar = any(row.is_ar for row in choice.kept)
-        ladder = ladder_file(head, choice, self._quality_above_zero(choice)) if has_ar else None
+        ladder = ladder_file(head, choice, entries, self._quality_above_zero(choice)) if has_ar else None
         self._write(curve, ladder, choice)
         return curve, ladder
 

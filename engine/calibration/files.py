@@ -14,7 +14,7 @@ from engine.calibration.frontier import Choice
 from engine.calibration.prompts import METRICS, Metric
 from engine.checkpoint.identity import IDENTITY_FIELD
 from engine.machine import machine
-from engine.plan import Rung
+from engine.plan import EQUAL_TO_AR, Rung
 
 CURVE_FILE = "quality.json"
 LADDER_FILE = "ladder.json"
@@ -77,22 +77,38 @@ def curve_file(
     }
 
 
-def ladder_file(head: Head, choice: Choice, above_zero: Mapping[Rung, Mapping[str, Interval]]) -> dict[str, Any]:
+def ladder_file(
+    head: Head,
+    choice: Choice,
+    entries: Sequence[Mapping[str, Any]],
+    above_zero: Mapping[Rung, Mapping[str, Interval]],
+) -> dict[str, Any]:
     """`ladder.json`: the rungs that are offered, with their costs, and those that are not, with the reason.
 
-    A rung's `expected_quality` is the lower bound on the selection split at temperature 0; `quality_at` has what was
-    measured at others, on the test split.
+    A rung's `expected_quality` is the lower bound on the selection split at temperature 0, `difference_to_ar` paired on
+    the same prompts; `quality_at` has what was measured at others, on the test split.
+
+    Args:
+        entries: the curve's cells.
     """
+    to_ar = {
+        Rung.from_dict(dict(entry)).policy(): entry["difference_to_ar"]
+        for entry in entries
+        if entry["split"] == "selection"
+    }
     rungs = []
     for row in choice.kept:
+        difference = to_ar.get(row.rung.policy())
         rung = replace(
             row.rung,
             expected_quality=round(row.quality.low, 4),
             expected_tokens_per_forward=round(row.tokens_per_forward, 3),
+            within_ar=difference is not None and difference["low"] >= -EQUAL_TO_AR,
         )
         at = {temperature: _dict(interval) for temperature, interval in above_zero.get(row.rung, {}).items()}
         cost = {str(load): round(value, 3) for load, value in sorted(row.cost_ms.items())}
-        rungs.append({**rung.to_dict(), "quality": _dict(row.quality), "quality_at": at, "cost_ms_at_load": cost})
+        measured_of = {"quality": _dict(row.quality), "difference_to_ar": difference, "quality_at": at}
+        rungs.append({**rung.to_dict(), **measured_of, "cost_ms_at_load": cost})
     omitted = [
         {
             **_policy(row.rung),

@@ -52,11 +52,13 @@ def _ladder_lines(ladder: Mapping[str, Any] | None, loads: Sequence[int]) -> lis
     if ladder is None:
         return ["## Ladder", "", "None: AR is not measured on the calibration and selection splits.", ""]
     above = [f"{value:g}" for value in ladder["measured"]["temperatures"] if value > 0]
-    titles = ["rung", "quality (selection)", "tokens per forward"]
+    titles = ["rung", "quality (selection)", "difference to AR", "of AR's quality", "tokens per forward"]
     titles += [f"ms at load {load}" for load in loads] + [f"quality at {value}" for value in above]
     rows = []
     for entry in ladder["rungs"]:
-        row = [describe(Rung.from_dict(entry)), _shown(entry["quality"]), f"{entry['expected_tokens_per_forward']:.2f}"]
+        rung = Rung.from_dict(entry)
+        row = [describe(rung), _shown(entry["quality"]), _shown(entry["difference_to_ar"])]
+        row += ["yes" if rung.keeps_ar_quality else "no", f"{entry['expected_tokens_per_forward']:.2f}"]
         row += [f"{entry['cost_ms_at_load'][str(load)]:.1f}" for load in loads]
         row += [_shown(entry["quality_at"].get(value)) for value in above]
         rows.append(row)

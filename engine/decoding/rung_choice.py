@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from engine.pace import Floats, Step
-from engine.plan import EQUAL_TO_AR
+from engine.plan import of_equal_quality
 
 if TYPE_CHECKING:
     from engine.cost_model import ForwardCost
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from engine.plan import Rung
 
 Policy = tuple[object, ...]
-SAME_QUALITY = 1e-6
 WORTH_A_CHANGE = 0.03
 """Gain in throughput below which the rung stays what it was: estimates waver, and canvases of one length share more."""
 OVERRUN_TOKENS = 32
@@ -95,8 +94,7 @@ class Ladder:
     """A plan's rungs, best to fastest, told apart by identity: one object for all requests with equal rungs.
 
     Attributes:
-        groups: indices of rungs of equal expected quality, best first. All exact rungs are equal, and so is what the
-            calibration found equal to AR; a rung without a number is a group of its own, in the ladder's order.
+        groups: places of rungs of equal expected quality, best first (`engine.plan.of_equal_quality`).
     """
 
     rungs: tuple[Rung, ...]
@@ -110,25 +108,7 @@ class Ladder:
 @lru_cache(maxsize=4096)
 def ladder_of(rungs: tuple[Rung, ...]) -> Ladder:
     """The ladder of these rungs."""
-    groups: list[list[int]] = []
-    order = list(range(len(rungs)))
-    known = all(rung.expected_quality is not None for rung in rungs)
-    if known:
-        order.sort(key=lambda index: -(rungs[index].expected_quality or 0.0))
-    for index in order:
-        if groups and _equal(rungs[groups[-1][0]], rungs[index], known):
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return Ladder(rungs, tuple(tuple(sorted(group)) for group in groups))
-
-
-def _equal(one: Rung, other: Rung, known: bool) -> bool:
-    """Whether `other` is as good as `one`, the best of a group."""
-    if one.exact and other.exact:
-        return True
-    least = EQUAL_TO_AR if one.exact else SAME_QUALITY
-    return known and (other.expected_quality or 0.0) >= (one.expected_quality or 0.0) - least
+    return Ladder(rungs, of_equal_quality(rungs))
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def test_every_metric_that_a_rule_names_exists() -> None:
 def test_floors_are_those_of_the_tiers_and_of_ar() -> None:
     metrics = RouterMetrics()
     ar = Rung.from_dict({"decoding": "ar", "expected_quality": 0.96})
-    near = Rung.from_dict({**diffusion(8, 4).to_dict(), "expected_quality": 0.955})
+    near = Rung.from_dict({**diffusion(8, 4).to_dict(), "expected_quality": 0.955, "within_ar": True})
     lossy = Rung.from_dict({**diffusion(8, 1).to_dict(), "expected_quality": 0.7})
     metrics.tell_floors(TIERS, (ar, near, lossy))
     floors = {

@@ -88,6 +88,11 @@ def test_exact_rungs_are_equal_and_rungs_without_a_number_are_not() -> None:
     assert ladder_of((AR, SPECULATION, rung(8, 2.0), rung(8, 3.0, 2))).groups == ((0, 1), (2,), (3,))
 
 
+def test_what_calibration_shows_to_be_as_good_as_ar_is_equal_to_it() -> None:
+    measured = (replace(AR, expected_quality=0.99), replace(rung(8, 2.0, quality=0.985), within_ar=True))
+    assert ladder_of((*measured, rung(8, 3.0, quality=0.985))).groups == ((0, 1), (2,))
+
+
 RUNGS = st.builds(rung, st.integers(1, 32), st.floats(0.2, 12), st.integers(1, 32), st.just(0.5))
 COSTS = st.builds(
     ForwardCost,
