@@ -10,12 +10,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
 from deployments.errors import ApiError, invalid
 from deployments.exchange import Exchange
@@ -66,7 +68,7 @@ class Ingress:
         self.name = serve.get_replica_context().replica_id.unique_id
         warm_up(args.served_name)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> Starlette:
         return build_api(self)
 
     async def respond(self, request: Request, kind: type[ApiRequest]) -> Response:
@@ -158,30 +160,15 @@ def warm_up(model: str) -> None:
         answer.whole("x", "stop", usage(1, 1), None, {})
 
 
-def build_api(ingress: Ingress) -> FastAPI:
+def build_api(ingress: Ingress) -> Starlette:
     """The routes."""
-    api = FastAPI(title="Stepdial", docs_url=None, redoc_url=None, openapi_url=None)
 
-    @api.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> Response:
-        known = {404: f"there is no {request.url.path}", 405: f"{request.method} is not allowed on {request.url.path}"}
-        text = known.get(error.status_code, str(error.detail))
-        headers = dict(error.headers or {})
-        return error_response(ApiError(error.status_code, text, None, f"http_{error.status_code}", headers))
-
-    @api.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         return await ingress.respond(request, ChatCompletionRequest)
 
-    @api.post("/v1/completions")
     async def completions(request: Request) -> Response:
         return await ingress.respond(request, CompletionRequest)
 
-    @api.post("/v1/plan")
-    async def plan(request: Request) -> Response:
-        return await ingress.explain(request)
-
-    @api.get("/v1/models")
     async def models(request: Request) -> Response:
         try:
             ingress.key_of(request)
@@ -189,8 +176,8 @@ def build_api(ingress: Ingress) -> FastAPI:
             return error_response(error)
         return JSONResponse(model_list(ingress.args.served_name, ingress.created, ingress.router.planning.context))
 
-    @api.get("/v1/models/{name:path}")
-    async def one_model(request: Request, name: str) -> Response:
+    async def one_model(request: Request) -> Response:
+        name = request.path_params["name"]
         try:
             ingress.key_of(request)
         except ApiError as error:
@@ -200,12 +187,10 @@ def build_api(ingress: Ingress) -> FastAPI:
             return error_response(ApiError(404, text, "model", "model_not_found"))
         return JSONResponse(model_entry(name, ingress.created, ingress.router.planning.context))
 
-    @api.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok"})
 
-    @api.get("/ready")
-    async def ready() -> Response:
+    async def ready(_: Request) -> Response:
         if not BOARD.loads():
             await ingress.router.find_replicas()
         replicas = len(BOARD.loads())
@@ -213,11 +198,30 @@ def build_api(ingress: Ingress) -> FastAPI:
             return error_response(ApiError(503, "no replica is ready", None, "no_replica", {"Retry-After": "1"}))
         return JSONResponse({"status": "ready", "replicas": replicas})
 
-    @api.get("/metrics")
-    async def metrics() -> Response:
+    async def metrics(_: Request) -> Response:
         return await ingress.metrics()
 
-    return api
+    routes = [
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/plan", ingress.explain, methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", one_model),
+        Route("/health", health),
+        Route("/ready", ready),
+        Route("/metrics", metrics),
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: http_error})
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """What no route takes, in OpenAI's shape."""
+    if not isinstance(error, HTTPException):
+        raise error
+    known = {404: f"there is no {request.url.path}", 405: f"{request.method} is not allowed on {request.url.path}"}
+    text = known.get(error.status_code, str(error.detail))
+    headers = dict(error.headers or {})
+    return error_response(ApiError(error.status_code, text, None, f"http_{error.status_code}", headers))
 
 
 async def read_json(request: Request) -> Any:

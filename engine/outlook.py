@@ -85,6 +85,24 @@ class View:
     best: dict[Ladder, int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """The sequences, counted.
+
+    Attributes:
+        timed, fixed_s, crowd: as in `View`. ladders: that occur.
+        free: of those whose plans leave the rung open, per ladder: how many, and what their contexts add to a forward.
+        pinned: what the others add to it.
+    """
+
+    timed: list[Sequence]
+    fixed_s: float
+    crowd: Crowd
+    ladders: set[Ladder]
+    free: dict[Ladder, tuple[int, float]]
+    pinned: Load
+
+
 class Outlook:
     """Predicts what sequences still need.
 
@@ -119,15 +137,14 @@ class Outlook:
 
     def view(self, sequences: Seq[Sequence], now: float) -> View:
         """What the deadlines of `sequences` ask of the coming forwards. Those that were given up ask for nothing."""
-        crowd = self._crowd(sequences)
-        worth = {ladder: self._worth(ladder, crowd) for ladder in {sequence.ladder for sequence in sequences}}
-        price = self._price(sequences, worth)
+        survey = self._survey(sequences)
+        worth = {ladder: self._worth(ladder, survey.crowd) for ladder in survey.ladders}
+        price = throughput(survey.free, worth, survey.pinned)
         best = {ladder: self._best(ladder, values, price) for ladder, values in worth.items()}
-        timed = [sequence for sequence in sequences if sequence.timed and not sequence.given_up]
-        fixed_s = self.cost.base_s + self._overdue_s(sequences)
-        table, rows = self._table(timed, worth, price)
-        riders = self._riders(timed, rows, now) if timed else NOBODY
-        return View(timed, riders, table, ride(riders, table, fixed_s), fixed_s, price, crowd, best)
+        table, rows = self._table(survey.timed, worth, price)
+        riders = self._riders(survey.timed, rows, now) if survey.timed else NOBODY
+        riding = ride(riders, table, survey.fixed_s)
+        return View(survey.timed, riders, table, riding, survey.fixed_s, price, survey.crowd, best)
 
     def rungs(self, borders: Iterable[Sequence], view: View) -> dict[Sequence, Rung]:
         """The next rung of every sequence in `borders`, whose plans leave it open."""
@@ -258,18 +275,41 @@ class Outlook:
             share=np.ones(len(timed)),
         )
 
-    def _overdue_s(self, sequences: Iterable[Sequence]) -> float:
-        """What sequences without a deadline add to a forward in any case: `share_slots` takes one that is overdue."""
-        own_s = [
-            self.cost.own_s(sequence.rung.block_length, len(sequence.tokens))
-            for sequence in sequences
-            if not sequence.timed or sequence.given_up
-        ]
-        return sum(own_s) / max(len(own_s), PATIENCE)
-
-    def _crowd(self, sequences: Seq[Sequence]) -> Crowd:
+    def _survey(self, sequences: Seq[Sequence]) -> _Survey:
+        """Counts the sequences, in one pass: it runs before every forward."""
+        cost = self.cost
+        own_s, per_token_s, per_context_s = cost.own_s(0, 0), cost.per_token_s, cost.per_context_s
+        timed: list[Sequence] = []
+        ladders: set[Ladder] = set()
+        free: dict[Ladder, tuple[int, int]] = {}
+        keys = untimed = 0
+        pinned_tokens, pinned_s, untimed_s = 0.0, cost.base_s, 0.0
+        for sequence in sequences:
+            ladder, length = sequence.ladder, len(sequence.tokens)
+            ladders.add(ladder)
+            keys += length
+            # Those that still read their prompts count: a block that begins now is shared with them.
+            if sequence.plan.pinned:
+                pinned_tokens += self.meter.expected(sequence.rung)
+                pinned_s += cost.own_s(sequence.rung.block_length, length)
+            else:
+                count, lengths = free.get(ladder, (0, 0))
+                free[ladder] = (count + 1, lengths + length)
+            if sequence.timed and not sequence.given_up:
+                timed.append(sequence)
+            else:
+                untimed += 1
+                untimed_s += own_s + per_token_s * sequence.rung.block_length + per_context_s * length
         count = max(len(sequences), 1)
-        return Crowd(count, self.cost.per_context_s * sum(len(sequence.tokens) for sequence in sequences) / count)
+        return _Survey(
+            timed=timed,
+            # Of those without a deadline `share_slots` takes one that is overdue.
+            fixed_s=cost.base_s + untimed_s / max(untimed, PATIENCE),
+            crowd=Crowd(count, per_context_s * keys / count),
+            ladders=ladders,
+            free={ladder: (count, per_context_s * lengths) for ladder, (count, lengths) in free.items()},
+            pinned=Load(pinned_s, pinned_tokens),
+        )
 
     def _worth(self, ladder: Ladder, crowd: Crowd) -> Worth:
         return worth_of(ladder, self.cost, self.meter, self._mean_output, self.cost_model.deviations, crowd)
@@ -281,21 +321,6 @@ class Outlook:
         if before in ladder.groups[0] and still_good(worth, before, best, price):
             return before
         return best
-
-    def _price(self, sequences: Iterable[Sequence], worth: Mapping[Ladder, Worth]) -> float:
-        """Tokens that a second of the engine is worth: the throughput that its sequences could have together."""
-        free: dict[Ladder, list[int]] = {}
-        tokens, seconds = 0.0, self.cost.base_s
-        for sequence in sequences:
-            # Those that still read their prompts count: a block that begins now is shared with them.
-            if sequence.plan.pinned:
-                tokens += self.meter.expected(sequence.rung)
-                seconds += self.cost.own_s(sequence.rung.block_length, len(sequence.tokens))
-            else:
-                free.setdefault(sequence.ladder, []).append(len(sequence.tokens))
-        per_context_s = self.cost.per_context_s
-        groups = {ladder: (len(lengths), per_context_s * sum(lengths)) for ladder, lengths in free.items()}
-        return throughput(groups, worth, Load(seconds, tokens))
 
     def _expected(self, sequence: Sequence) -> float:
         """Output tokens that a sequence is planned to have in all."""

@@ -144,17 +144,23 @@ def ride(riders: Riders, table: StepTable, fixed_s: float) -> Ride:
     # Of equals the later one: when all is lost, the fewest forwards.
     quickest = steps[-1] - limit_s[:, ::-1].argmax(axis=1)
     everyone = np.arange(len(riders))
+    # One more column, which fits any forward: where no step does, the quickest. Rows behind one another for `take`.
+    columns = len(steps) + 1
+    limits_s = np.column_stack((limit_s, np.full(len(riders), np.inf)))
+    needed_s = np.maximum(np.column_stack((pace_s, pace_s[everyone, quickest])) / KEPT, 1e-9).ravel()
+    owns_s = np.column_stack((own_s, own_s[everyone, quickest])).ravel()
+    starts = everyone * columns
     forward_s = fixed_s
     for _ in range(MOST_ROUNDS):
-        fitting = limit_s >= forward_s
-        tight: NDArray[np.bool_] = np.logical_not(fitting.any(axis=1))
-        places = np.where(tight, quickest, fitting.argmax(axis=1))
-        needed_s = pace_s[everyone, places] / KEPT
+        places = (limits_s >= forward_s).argmax(axis=1)
+        at = places + starts
         # One whose pace is looser than the forward rides as often as that asks for: it waits while others are tight.
-        duty = np.minimum(1.0, forward_s / np.maximum(needed_s, 1e-9))
-        longer_s = fixed_s + float((own_s[everyone, places] * duty).sum())
+        duty = np.minimum(1.0, forward_s / needed_s.take(at))
+        longer_s = fixed_s + float(owns_s.take(at) @ duty)
         if longer_s <= forward_s * (1 + ENOUGH):
             break
         forward_s = longer_s
+    tight: NDArray[np.bool_] = places == columns - 1
+    places = np.where(tight, quickest, places)
     chosen_s = pace_s[everyone, places]
     return Ride(forward_s, places, tight, tight & (chosen_s < KEPT * forward_s), chosen_s / SAFETY)
