@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.identity import check_identity, checkpoint_identity
+from engine.checkpoint.identity import check_identity, checkpoint_identity, quantization_of
 from engine.checkpoint.json_file import read_json
 from engine.errors import CheckpointError
 from engine.plan import Rung, diffusion
@@ -54,8 +54,9 @@ class QualityMap:
         return None if nearest is None else self.above[nearest].get(rung.policy())
 
 
-def read_quality_map(path: str | Path, block_size: int) -> QualityMap:
-    """Reads `ladder.json` and `quality.json` of a checkpoint directory.
+def read_quality_map(path: str | Path, block_size: int, quantization: str = "none") -> QualityMap:
+    """Reads `ladder.json` and `quality.json` of a checkpoint directory; they count for the `quantization` of the
+    weights that they were measured with alone.
 
     Raises CheckpointError on a bad file, and on one that was measured on another checkpoint.
     """
@@ -64,6 +65,7 @@ def read_quality_map(path: str | Path, block_size: int) -> QualityMap:
     curve = read_json(directory / CURVE_FILE)
     _check_belongs(directory, {LADDER_FILE: saved, CURVE_FILE: curve})
     try:
+        saved, curve = (data if quantization_of(data) == quantization else {} for data in (saved, curve))
         ladder = tuple(Rung.from_dict(entry) for entry in saved.get("rungs", ()))
         cells = [cell for cell in curve.get("cells", ()) if cell["split"] == "test"]
         coldest = min((float(cell["temperature"]) for cell in cells), default=0.0)

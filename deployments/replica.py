@@ -49,6 +49,7 @@ class Replica:
         config = EngineConfig(
             device="cuda" if args.replica_gpus else "cpu",
             dtype=args.dtype,
+            quantization=args.quantization,
             threads=args.threads,
             tp=args.tp,
             tp_backend=args.tp_backend,

@@ -11,6 +11,7 @@ from deployments.keys import ApiKey
 from deployments.tiers import DEFAULT_TIER, SERVICE_TIERS, TIERS, Tier, capacity_share
 from engine.checkpoint.config import ModelConfig
 from engine.checkpoint.memory import check_tensor_parallel
+from engine.config import Quantization
 from engine.errors import CheckpointError
 
 SHIPPED_MODEL = Path(__file__).parent.parent / "engine" / "tiny" / "checkpoint"
@@ -56,6 +57,7 @@ class AppArgs(BaseModel):
     failover_wait_s: float = Field(30.0, gt=0, description="Seconds to wait for a replica once one has died.")
 
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Arithmetic of weights and K/V.")
+    quantization: Quantization = Field("none", description="fp8: the layers' weights in FP8, on a GPU.")
     threads: int = Field(1, ge=1, le=1024, description="Torch threads of a replica.")
     max_sequences: int = Field(256, ge=1, le=4096, description="Sequences of a replica that may hold K/V at once.")
     max_waiting: int = Field(4096, ge=1, description="Requests that may wait at a replica; one more is refused (429).")

@@ -16,6 +16,9 @@ from torch import Tensor
 from kernels.attention import MIN_PRODUCT_ROWS, AttentionGroup, folded_rows, folding, padded_keys, reach_mask
 from kernels.reach_work import ReachWork
 
+WORTH_A_CALL = 8_192
+"""Products of a query row of one head with a key that take about as long as another attention call with its gathers."""
+
 
 def padded_rows(rows: int, fewest: int | None = None) -> int:
     """`rows` rounded up so that a row's bits do not depend on its batch.
@@ -95,18 +98,13 @@ def build_batch(
         heads, kv_heads: of the model. fewest_rows: of its products, see `padded_rows`.
     """
     heads_per_kv_head = heads // kv_heads
-    order: dict[tuple[int, int, bool], list[int]] = {}
-    for index, segment in enumerate(segments):
-        rows = len(segment.tokens)
-        # One row is the same causal or not.
-        order.setdefault((rows, padded_keys(segment.end), segment.causal and rows > 1), []).append(index)
     tokens: list[int] = []
     positions: list[np.ndarray] = []
     slots: list[np.ndarray] = []
     drafts: list[int] = []
     groups: list[AttentionGroup] = []
     first_row = [0] * len(segments)
-    for (rows, keys, causal), members in order.items():
+    for rows, keys, causal, members in _groups(segments, heads):
         start_row = len(tokens)
         table = np.zeros((len(members), -(-keys // page_size)), dtype=np.int64)
         for place, index in enumerate(members):
@@ -149,6 +147,31 @@ def build_batch(
         query_tokens=count,
         context_tokens=sum(segment.end for segment in segments),
     )
+
+
+def _groups(segments: Seq[Segment], heads: int) -> list[tuple[int, int, bool, list[int]]]:
+    """Segments that one attention call takes: query rows of each, keys of each, whether causal, and which they are.
+
+    Equally many rows make a group. Where the contexts' lengths differ, those are joined whose additional padding costs
+    less than a call of their own; more padding changes no bits (`padded_keys`).
+    """
+    kinds: dict[tuple[int, bool], dict[int, list[int]]] = {}
+    for index, segment in enumerate(segments):
+        rows = len(segment.tokens)
+        # One row is the same causal or not.
+        by_keys = kinds.setdefault((rows, segment.causal and rows > 1), {})
+        by_keys.setdefault(padded_keys(segment.end), []).append(index)
+    groups = []
+    for (rows, causal), by_keys in kinds.items():
+        longest = 0
+        members: list[int] = []
+        for keys in sorted(by_keys, reverse=True):
+            if members and (longest - keys) * len(by_keys[keys]) * rows * heads <= WORTH_A_CALL:
+                members += by_keys[keys]
+                continue
+            longest, members = keys, list(by_keys[keys])
+            groups.append((rows, longest, causal, members))
+    return groups
 
 
 def _folded_offsets(rows: int, heads_per_kv_head: int) -> np.ndarray:

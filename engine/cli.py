@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 
 Split = Literal["train", "calibration", "test"]
+Quantization = Literal["none", "fp8"]
 T = TypeVar("T", int, float)
 SHIPPED = Path(__file__).parent / "tiny" / "checkpoint"
 
@@ -28,6 +29,7 @@ def run_batch_command(
     output: Annotated[Path, typer.Option(help="JSON lines, one answer each, in input order.")],
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it computes.")] = "cpu",
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Arithmetic type.")] = "auto",
+    quantization: Annotated[Quantization, typer.Option(help="fp8: the layers' weights in FP8.")] = "none",
     threads: Annotated[int | None, typer.Option(help="Torch threads.", min=1)] = None,
     tp: Annotated[Literal["1", "2", "4", "8"], typer.Option(help="Processes that share the model.")] = "1",
 ) -> None:
@@ -38,7 +40,9 @@ def run_batch_command(
     from engine.run_batch import run_batch_files
 
     try:
-        config = {"device": device, "dtype": dtype, "threads": threads, "tp": int(tp)}
+        config = {
+            "device": device, "dtype": dtype, "quantization": quantization, "threads": threads, "tp": int(tp)
+        }  # fmt: skip
         llm = LLM(model, EngineConfig.model_validate(config))
         try:
             answered, failed = run_batch_files(llm, input, output)
@@ -69,13 +73,14 @@ def tasks_command(
 def inspect_command(
     model: Annotated[Path, typer.Argument(help="Checkpoint directory.", exists=True, file_okay=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quantization: Annotated[Quantization, typer.Option(help="Of the layers' weights, for the plan.")] = "none",
 ) -> None:
     """Check a checkpoint without loading it, and plan its memory."""
     from engine.checkpoint.inspect import describe, render
     from engine.errors import StepdialError
 
     try:
-        description = describe(model)
+        description = describe(model, quantization=quantization)
     except StepdialError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
@@ -115,6 +120,7 @@ def calibrate_command(
     temperatures: Annotated[str, typer.Option(help="0 and others, comma-separated.")] = "0,0.7",
     max_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 288,
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Arithmetic type.")] = "float32",
+    quantization: Annotated[Quantization, typer.Option(help="fp8: the layers' weights in FP8.")] = "none",
     workers: Annotated[int, typer.Option(help="Processes, each with the whole model.", min=1)] = 2,
     threads: Annotated[int, typer.Option(help="Torch threads of each.", min=1)] = 1,
     minutes: Annotated[float | None, typer.Option(help="Stop after so long; the rest is listed as missing.")] = None,
@@ -143,6 +149,7 @@ def calibrate_command(
             temperatures=_numbers(temperatures, float, "--temperatures"),
             max_tokens=max_tokens,
             dtype=dtype,
+            quantization=quantization,
             workers=workers,
             threads=threads,
             minutes=minutes,

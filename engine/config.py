@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Quantization = Literal["none", "fp8"]
+
 
 class EngineConfig(BaseModel):
     """Settings of one engine; every bound is checked at start."""
@@ -17,6 +19,9 @@ class EngineConfig(BaseModel):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Arithmetic type of weights and K/V; auto = float32 on a CPU, bfloat16 on a GPU."
+    )
+    quantization: Quantization = Field(
+        "none", description="fp8: weights of the layers in FP8, by output channel, made when they are loaded."
     )
     threads: int | None = Field(None, ge=1, description="Torch threads of the forward; null = torch's own choice.")
     tp: Literal[1, 2, 4, 8] = Field(

@@ -143,7 +143,7 @@ class ForwardCostModel:
         equations = self._kinds.get(kind) or self._kinds.setdefault(kind, Equations())
         equations.add(features, 1e-4 / predicted**2, duration_s)
         self.observations += 1
-        if self.observations < 50 or self.observations % 16 == 0:
+        if self.observations < 8 or self.observations % (4 if self.observations < 64 else 16) == 0:
             self._solve()
         speed = self._speed
         self.cost = ForwardCost(*(value * speed for value in self._fitted_values))

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.checkpoint.config import ModelConfig
-from engine.checkpoint.identity import check_identity
+from engine.checkpoint.identity import check_identity, quantization_of
 from engine.checkpoint.tokenizer import Tokenizer
-from engine.config import EngineConfig
+from engine.config import EngineConfig, Quantization
 from engine.core import EngineCore
 from engine.cost_model import ForwardCostModel
 from engine.errors import CheckpointError, EngineStopped, QueueFull, RankFailed
@@ -122,7 +122,7 @@ class Engine:
                 executor,
                 PagePool(executor.kv.shape[1] // page_size, page_size, config.prefix_reuse),
                 Tokenizer.from_dir(path),
-                load_ladder(path) if ladder is None else ladder,
+                load_ladder(path, config.quantization) if ladder is None else ladder,
                 load_cost_model(config.cost_model),
             )
         except BaseException:
@@ -313,8 +313,11 @@ def _stopped_by(error: BaseException) -> EngineStopped:
     return EngineStopped(str(error) if isinstance(error, RankFailed) else f"the engine's loop died: {error!r}")
 
 
-def load_ladder(path: str | Path) -> tuple[Rung, ...]:
-    """The rungs saved beside a checkpoint, best first; empty without a file. Raises CheckpointError on a bad one."""
+def load_ladder(path: str | Path, quantization: Quantization = "none") -> tuple[Rung, ...]:
+    """The rungs saved beside a checkpoint, best first. Raises CheckpointError on a bad file.
+
+    Empty without a file, and where it was measured with weights of another `quantization`.
+    """
     file = Path(path) / LADDER_FILE
     if not file.is_file():
         return ()
@@ -326,6 +329,9 @@ def load_ladder(path: str | Path) -> tuple[Rung, ...]:
     if not 1 <= len(rungs) <= MAX_RUNGS:
         raise CheckpointError(f"{file} has {len(rungs)} rungs; allowed: 1 to {MAX_RUNGS}")
     check_identity(path, data, LADDER_FILE)
+    if (measured := quantization_of(data)) != quantization:
+        log.warning("%s was measured with quantization %s, not %s: it is not used", file, measured, quantization)
+        return ()
     return rungs
 
 

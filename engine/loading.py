@@ -44,6 +44,7 @@ def load_executor(path: Path, model: ModelConfig, config: EngineConfig, launcher
         backend=default_backend(config.device) if config.tp_backend == "auto" else config.tp_backend,
         device=config.device,
         store="",
+        quantization=config.quantization,
     )
     if config.tp == 1:
         part = load_part(spec, 0)
@@ -59,7 +60,7 @@ def load_part(spec: RankSpec, rank: int) -> Transformer:
     shard, device = Shard(rank, spec.size), device_of(spec.device, rank)
     with open_weights(path, model, dtype, device, shard) as weights:
         adapter = load_draft_adapter(path, model, dtype, device, shard)
-        return Transformer(model, weights, adapter, TensorParallel(shard))
+        return Transformer(model, weights, adapter, TensorParallel(shard), fp8=spec.quantization == "fp8")
 
 
 def check_device(device: str) -> None:

@@ -51,7 +51,7 @@ class Calibration:
         self.counts: dict[Split, int] = {split: len(rows) for split, rows in self.evaluation.splits.items()}
         self.full_load = max(options.loads)
         # Rows of other weights, prompts or lengths are never mixed: they lie in another folder.
-        setting = [self.identity, self.evaluation.digest, options.max_tokens, options.dtype]
+        setting = [self.identity, self.evaluation.digest, options.max_tokens, options.dtype, options.quantization]
         self.cells_dir = options.output / "cells" / hashlib.sha256(json.dumps(setting).encode()).hexdigest()[:12]
         self.deadline_s = float("inf") if options.minutes is None else time.time() + 60 * options.minutes
         self._rows: dict[Cell, list[Row]] = {}
@@ -75,6 +75,7 @@ class Calibration:
             loads=tuple(sorted(self.options.loads)),
             temperatures=tuple(sorted(self.options.temperatures)),
             dtype=self.options.dtype,
+            quantization=self.options.quantization,
             workers=self.options.workers,
             threads=self.options.threads,
             max_tokens=self.options.max_tokens,
@@ -222,6 +223,7 @@ class Calibration:
             self.options.model,
             prompts,
             self.options.dtype,
+            self.options.quantization,
             self.full_load,
             self.full_load * per_sequence,
             self.options.threads,

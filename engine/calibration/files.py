@@ -33,6 +33,7 @@ class Head:
     loads: tuple[int, ...]
     temperatures: tuple[float, ...]
     dtype: str
+    quantization: str
     workers: int
     threads: int
     max_tokens: int
@@ -53,6 +54,7 @@ class Head:
             "temperatures": list(self.temperatures),
             "max_tokens": self.max_tokens,
             "dtype": self.dtype,
+            "quantization": self.quantization,
             "machine": {**machine(), "workers": self.workers, "torch_threads": self.threads},
             "command": self.command,
         }

@@ -43,6 +43,7 @@ class CalibrationOptions:
     temperatures: tuple[float, ...] = (0.0, 0.7)
     max_tokens: int = 288
     dtype: str = "float32"
+    quantization: str = "none"
     workers: int = 2
     threads: int = 1
     minutes: float | None = None

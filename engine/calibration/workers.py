@@ -38,13 +38,14 @@ class WorkerSettings:
     """What every worker needs.
 
     Attributes:
-        model: checkpoint directory. dtype: the engine's. max_load: most prompts at the same time.
+        model: checkpoint directory. dtype, quantization: the engine's. max_load: most prompts at the same time.
         kv_tokens: K/V capacity that so many prompts need. threads: torch threads of a worker.
     """
 
     model: Path
     prompts: Mapping[Split, tuple[Prompt, ...]]
     dtype: str
+    quantization: str
     max_load: int
     kv_tokens: int
     threads: int
@@ -109,6 +110,7 @@ def _start(settings: WorkerSettings, notes: Queue[Note], stop: Event) -> None:
     torch.set_num_threads(settings.threads)
     config: dict[str, Any] = {
         "dtype": settings.dtype,
+        "quantization": settings.quantization,
         "threads": settings.threads,
         "max_sequences": settings.max_load,
         "kv_tokens": settings.kv_tokens,

@@ -47,6 +47,11 @@ def checkpoint_identity(path: str | Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def quantization_of(data: Mapping[str, Any]) -> str:
+    """What a ladder or a curve says of the weights' quantization, as in `EngineConfig`."""
+    return str(data.get("measured", {}).get("quantization", "none"))
+
+
 def check_identity(path: str | Path, data: Mapping[str, Any], file: str, identity: str | None = None) -> None:
     """Raises CheckpointError unless `data`, the content of `file`, was measured on the checkpoint in `path`.
 

@@ -17,12 +17,15 @@ from engine.errors import CheckpointError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from engine.config import Quantization
 
-def describe(path: str | Path, dtype: str | None = None) -> dict[str, Any]:
+
+def describe(path: str | Path, dtype: str | None = None, quantization: Quantization = "none") -> dict[str, Any]:
     """Shapes, sizes, memory plans and problems of a checkpoint directory, as plain JSON.
 
     Args:
         dtype: what weights and K/V would be kept in; None = the checkpoint's own.
+        quantization: of the layers' weights, as in `EngineConfig`.
 
     `weights` is `"complete"`, `"wrong"` (then `problems` says why), or `"absent"`: a directory with no model file is
     planned from its config alone. Sizes are in bytes. Raises CheckpointError where `config.json` cannot be served.
@@ -43,11 +46,12 @@ def describe(path: str | Path, dtype: str | None = None) -> dict[str, Any]:
         "tensors": len(expected_tensors(config)),
         "config": _config(config),
         "dtype": kept,
-        "weight_bytes": weight_bytes(config, kept),
+        "quantization": quantization,
+        "weight_bytes": weight_bytes(config, kept, quantization=quantization),
         "kv_bytes_per_token": config.kv_bytes_per_token(kept),
         "draft_adapter": adapter,
         "tokenizer": (directory / "tokenizer.json").is_file(),
-        "memory": [asdict(plan) for plan in memory_plans(config, kept, rank)],
+        "memory": [asdict(plan) for plan in memory_plans(config, kept, rank, quantization)],
     }
 
 
@@ -89,7 +93,8 @@ def render(description: dict[str, Any], console: Console | None = None) -> None:
         ("rope", f"theta {rope['theta']:g}, YaRN factor {rope['factor']:g}"),
         (
             "weights",
-            f"{_size(description['weight_bytes'])} in {description['dtype']}; {_WORDS[description['weights']]}",
+            f"{_size(description['weight_bytes'])} in {description['dtype']}"
+            f"{' and fp8' if description['quantization'] == 'fp8' else ''}; {_WORDS[description['weights']]}",
         ),
         ("K/V", f"{description['kv_bytes_per_token']:,} bytes per token"),
         ("draft adapter", f"rank {adapter['rank']}, {adapter['parameters']:,} parameters" if adapter else "none"),

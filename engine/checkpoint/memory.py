@@ -11,11 +11,13 @@ from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
     from engine.checkpoint.config import ModelConfig
+    from engine.config import Quantization
 
 CARD_BYTES = {"80 GB": 80 * 10**9, "141 GB": 141 * 10**9}
 USABLE = 0.9
 """Share of a card for weights and K/V; the rest is for activations, graphs and the driver."""
 TENSOR_PARALLEL = (1, 2, 4, 8)
+FP8_BYTES, SCALE_BYTES = 1, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +43,27 @@ def adapter_parameters(config: ModelConfig, rank: int) -> int:
     return config.num_layers * rank * (config.q_size + config.hidden_size)
 
 
-def weight_bytes(config: ModelConfig, dtype: str, tensor_parallel: int = 1, adapter_rank: int | None = None) -> int:
+def weight_bytes(
+    config: ModelConfig,
+    dtype: str,
+    tensor_parallel: int = 1,
+    adapter_rank: int | None = None,
+    quantization: Quantization = "none",
+) -> int:
     """Bytes of weights on one rank. Norms, and B of the draft adapter, are on every rank; the rest is cut in equal
-    parts by rows or columns."""
+    parts by rows or columns. In FP8 a layer's products have a byte per weight and a float32 scale per output."""
     shared = config.hidden_size * (2 * config.num_layers + 1)
     divided = config.parameter_count - shared
     if adapter_rank is not None:
         shared += config.num_layers * adapter_rank * config.hidden_size
         divided += config.num_layers * adapter_rank * config.q_size
-    return (shared + divided // tensor_parallel) * dtype_bytes(dtype)
+    whole = (shared + divided // tensor_parallel) * dtype_bytes(dtype)
+    if quantization == "none":
+        return whole
+    by_columns = config.q_size + 2 * config.kv_size + 2 * config.intermediate_size
+    products = config.hidden_size * (by_columns + config.q_size + config.intermediate_size) // tensor_parallel
+    scales = SCALE_BYTES * (by_columns // tensor_parallel + 2 * config.hidden_size)
+    return whole + config.num_layers * (scales - products * (dtype_bytes(dtype) - FP8_BYTES))
 
 
 def tensor_parallel_problem(config: ModelConfig, ranks: int) -> str | None:
@@ -80,13 +94,16 @@ def tokens_that_fit(
     tensor_parallel: int = 1,
     adapter_rank: int | None = None,
     usable: float = USABLE,
+    quantization: Quantization = "none",
 ) -> int:
     """Tokens of K/V that fit beside the weights on cards of `card_bytes`, of which a share `usable` is used."""
-    free = int(card_bytes * usable) - weight_bytes(config, dtype, tensor_parallel, adapter_rank)
+    free = int(card_bytes * usable) - weight_bytes(config, dtype, tensor_parallel, adapter_rank, quantization)
     return max(0, free // (config.kv_bytes_per_token(dtype) // tensor_parallel))
 
 
-def memory_plans(config: ModelConfig, dtype: str, adapter_rank: int | None = None) -> Iterator[MemoryPlan]:
+def memory_plans(
+    config: ModelConfig, dtype: str, adapter_rank: int | None = None, quantization: Quantization = "none"
+) -> Iterator[MemoryPlan]:
     """A plan for every card and every number of ranks that divides the model."""
     for card, size in CARD_BYTES.items():
         for ranks in TENSOR_PARALLEL:
@@ -96,7 +113,7 @@ def memory_plans(config: ModelConfig, dtype: str, adapter_rank: int | None = Non
                     card_bytes=size,
                     dtype=dtype,
                     tensor_parallel=ranks,
-                    weight_bytes=weight_bytes(config, dtype, ranks, adapter_rank),
+                    weight_bytes=weight_bytes(config, dtype, ranks, adapter_rank, quantization),
                     kv_bytes_per_token=config.kv_bytes_per_token(dtype) // ranks,
-                    tokens=tokens_that_fit(config, size, dtype, ranks, adapter_rank),
+                    tokens=tokens_that_fit(config, size, dtype, ranks, adapter_rank, quantization=quantization),
                 )

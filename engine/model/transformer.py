@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.model.fp8_linear import Fp8Linear
 from engine.model.linear import Linear
 from engine.model.parallel import TensorParallel, rank_config
 from engine.model.rope import attention_factor, query_scale, rotary, yarn_frequencies
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from engine.checkpoint.weights import DraftAdapter, Weights
 
 
+Product = Linear | Fp8Linear
+
+
 @dataclass(slots=True)
 class Layer:
     """Weights of one decoder layer; q, k, v and gate, up are stacked, so that each of the two is one product.
@@ -40,14 +44,14 @@ class Layer:
     """
 
     input_norm: Tensor  # [hidden]
-    qkv: Linear  # hidden -> q_size + 2 kv_size
-    output: Linear  # q_size -> hidden
+    qkv: Product  # hidden -> q_size + 2 kv_size
+    output: Product  # q_size -> hidden
     post_norm: Tensor  # [hidden]
-    gate_up: Linear  # hidden -> 2 intermediate
-    down: Linear  # intermediate -> hidden
+    gate_up: Product  # hidden -> 2 intermediate
+    down: Product  # intermediate -> hidden
 
     @property
-    def products(self) -> tuple[Linear, ...]:
+    def products(self) -> tuple[Product, ...]:
         return self.qkv, self.output, self.gate_up, self.down
 
 
@@ -68,9 +72,11 @@ class Transformer:
         weights: Weights,
         adapter: DraftAdapter | None = None,
         parallel: TensorParallel | None = None,
+        fp8: bool = False,
     ) -> None:
         """Takes `config` of the whole model and this rank's `weights` and `adapter` (`engine/checkpoint/weights.py`).
 
+        `fp8`: the layers' products are in FP8; embedding, head, norms and adapter stay as they are.
         Tensors are popped one after the other, the big tables first, so that no second copy of the model is held.
         """
         self.parallel = parallel or TensorParallel()
@@ -84,8 +90,9 @@ class Transformer:
         # Of several ranks each would have to be asked about its part of the vocabulary; they join their logits instead.
         self.head_by_kernels = shard.size == 1 and use_triton(self.embedding)
         self.head = Linear(weights.pop("diffusion_head.weight"), self.head_by_kernels)  # hidden -> vocab
-        self.layers = [_layer(weights, f"encoder.layers.{index}.") for index in range(config.num_layers)]
-        products = [self.head, *(product for layer in self.layers for product in layer.products)]
+        product: type[Product] = Fp8Linear if fp8 else Linear
+        self.layers = [_layer(weights, f"encoder.layers.{index}.", product) for index in range(config.num_layers)]
+        products: list[Product] = [self.head, *(product for layer in self.layers for product in layer.products)]
         tried = [product.fewest_rows for product in products if product.fewest_rows is not None]
         self.fewest_rows = max(tried) if len(tried) == len(products) else None
         device = self.embedding.device
@@ -182,15 +189,15 @@ class Transformer:
         return out.index_add_(0, draft_rows[:draft_count], delta[:draft_count])
 
 
-def _layer(weights: Weights, prefix: str) -> Layer:
+def _layer(weights: Weights, prefix: str, product: type[Product]) -> Layer:
     def take(name: str) -> Tensor:
         return weights.pop(f"{prefix}{name}.weight")
 
     return Layer(
         input_norm=take("input_layernorm"),
-        qkv=Linear(torch.cat([take(f"self_attn.{name}_proj") for name in "qkv"])),
-        output=Linear(take("self_attn.o_proj")),
+        qkv=product(torch.cat([take(f"self_attn.{name}_proj") for name in "qkv"])),
+        output=product(take("self_attn.o_proj")),
         post_norm=take("post_attention_layernorm"),
-        gate_up=Linear(torch.cat([take("mlp.gate_proj"), take("mlp.up_proj")])),
-        down=Linear(take("mlp.down_proj")),
+        gate_up=product(torch.cat([take("mlp.gate_proj"), take("mlp.up_proj")])),
+        down=product(take("mlp.down_proj")),
     )

@@ -60,10 +60,18 @@ def test_without_a_known_key_nothing_is_answered(pair: str) -> None:
     assert httpx.get(f"{pair}/metrics", timeout=30).status_code == 200
 
 
-def test_many_at_once_are_answered_or_told_what_is_feasible(caller: httpx.Client) -> None:
-    asked_ms = 3 * complete(caller, latency_slo_ms=1).json()["error"]["smallest_feasible_slo_ms"]
+def burst(caller: httpx.Client, asked_ms: float, requests: int = 48) -> list[httpx.Response]:
     with ThreadPoolExecutor(24) as pool:
-        answers = list(pool.map(lambda seed: complete(caller, seed=seed, latency_slo_ms=asked_ms), range(48)))
+        return list(pool.map(lambda seed: complete(caller, seed=seed, latency_slo_ms=asked_ms), range(requests)))
+
+
+def smallest_ms(caller: httpx.Client) -> float:
+    return float(complete(caller, latency_slo_ms=1).json()["error"]["smallest_feasible_slo_ms"])
+
+
+def test_many_at_once_are_answered_or_told_what_is_feasible(caller: httpx.Client) -> None:
+    asked_ms = 3 * smallest_ms(caller)
+    answers = burst(caller, asked_ms)
     statuses = [answer.status_code for answer in answers]
     # 400 where the machine itself got so slow meanwhile that an idle replica could not either.
     assert set(statuses) <= {200, 400, 429}
@@ -75,3 +83,15 @@ def test_many_at_once_are_answered_or_told_what_is_feasible(caller: httpx.Client
             assert answer.json()["error"]["smallest_feasible_slo_ms"] > asked_ms
         if answer.status_code == 429:
             assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_what_one_replica_refuses_the_next_one_takes(caller: httpx.Client) -> None:
+    """Both routers plan from old pictures, so that now and then one sends a request where the other has just been."""
+    asked_ms = 4 * smallest_ms(caller)
+    for _ in range(20):
+        answers = [answer.json() for answer in burst(caller, asked_ms) if answer.status_code == 200]
+        again = [one for one in answers if "planned again after a replica refused" in one["stepdial"]["reason"]]
+        if again:
+            assert all(one["usage"]["completion_tokens"] == 32 for one in again)
+            return
+    pytest.fail("no request went from a replica that refused it to another one")

@@ -1,4 +1,4 @@
-"""The Triton forms of the small kernels of a layer in the interpreter: rope with K/V write, norm, SwiGLU. Run by
+"""The Triton forms of the small kernels of a layer in the interpreter: rope with K/V write, norm, SwiGLU, FP8. Run by
 `test_layer_triton.py` in a process of its own. fp32 and fp16 only (`interpreted_reach.py` says why)."""
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from torch import Tensor
 
 import kernels.activation
 import kernels.norm
+import kernels.quantize
 import kernels.rope_and_kv
 from kernels.activation import swiglu_triton
 from kernels.norm import add_and_norm_torch, add_and_norm_triton
+from kernels.quantize import quantize_rows_torch, quantize_rows_triton
 from kernels.rope_and_kv import Rotation, rope_and_kv_torch, rope_and_kv_triton
 from tests.kernels.layer_cases import RopeCase, double_norm, double_rope, double_swiglu, rope_case
 from tests.kernels.reach_cases import SENTINEL, guarded, guards
@@ -138,3 +140,36 @@ def test_swiglu_keeps_to_its_tensors_and_to_finite_numbers(monkeypatch: pytest.M
     for tensor in (*made, gate_up):
         assert (guards(tensor) == SENTINEL).all()
     assert len(made) == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    rows=st.integers(1, 4),
+    width=st.sampled_from([1, 16, 100, 5120, 8200]),
+    dtype=TYPES,
+)
+def test_rows_in_fp8_equal_their_reference(seed: int, rows: int, width: int, dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    x = (torch.randn(rows, width, generator=draw) * 10 ** torch.randint(-4, 4, (rows, 1), generator=draw)).to(dtype)
+    x[0, 0] = 0.0
+    got, want = quantize_rows_triton(x), quantize_rows_torch(x)
+    assert torch.equal(got.scales, want.scales)
+    assert torch.equal(got.values.view(torch.uint8), want.values.view(torch.uint8))
+
+
+def test_rows_in_fp8_keep_to_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = guarded(torch.randn(3, 100, generator=torch.Generator().manual_seed(7)))
+    made: list[Tensor] = []
+
+    def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        made.append(guarded(torch.zeros(shape, dtype=torch.uint8 if dtype == kernels.quantize.FP8 else dtype)))
+        return made[-1].view(dtype)
+
+    monkeypatch.setattr(kernels.quantize.torch, "empty", empty)
+    got = quantize_rows_triton(x)
+    monkeypatch.undo()
+    assert torch.equal(got.values.view(torch.uint8), quantize_rows_torch(x).values.view(torch.uint8))
+    for tensor in (*made, x):
+        assert (guards(tensor) == guards(guarded(torch.zeros(1, dtype=tensor.dtype)))[0]).all()
+    assert len(made) == 2

@@ -6,6 +6,7 @@ import triton
 
 from kernels.activation import _LANES, _swiglu_kernel
 from kernels.norm import _add_and_norm_kernel
+from kernels.quantize import _SMALLEST_SCALE, LARGEST, MOST_LANES, _quantize_rows_kernel, warps
 from kernels.rope_and_kv import _HEADS_AT_ONCE, _rope_and_kv_kernel
 from tests.kernels.aot import Form
 
@@ -54,9 +55,21 @@ def _swiglu(kind: str) -> Form:
     )
 
 
+def _quantize(kind: str, width: int) -> Form:
+    lanes = min(triton.next_power_of_2(width), MOST_LANES)
+    return Form(
+        f"quantize_rows/{kind}/{width}",
+        _quantize_rows_kernel,
+        {"x_ptr": f"*{kind}", "values_ptr": "*fp8e4nv", "scales_ptr": "*fp32"},
+        {"WIDTH": width, "LANES": lanes, "LARGEST": LARGEST, "SMALLEST": _SMALLEST_SCALE},
+        warps=warps(lanes),
+    )
+
+
 FORMS = [
     *(_rope(kind) for kind in ("bf16", "fp16")),
     *(_norm("bf16", hidden) for hidden in (3072, 4096, 5120)),
     _norm("fp16", 5120),
     *(_swiglu(kind) for kind in ("bf16", "fp16")),
+    *(_quantize("bf16", width) for width in (4096, 5120, 16_384)),
 ]
