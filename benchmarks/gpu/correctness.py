@@ -17,8 +17,10 @@ from benchmarks.gpu import correctness_head, correctness_model
 from benchmarks.gpu.paged import Part, paged
 from benchmarks.gpu.section import Row, Section
 from benchmarks.gpu.shapes import MODELS, TINY
+from engine.model.fp8_linear import Fp8Linear
 from kernels.activation import swiglu_torch, swiglu_triton
 from kernels.norm import add_and_norm_torch, add_and_norm_triton
+from kernels.quantize import quantize_rows_torch
 from kernels.reach_work import FIXED, SplitRule
 from kernels.rope_and_kv import Rotation, rope_and_kv_torch, rope_and_kv_triton
 
@@ -35,6 +37,7 @@ def run(section: Section) -> None:
         section.row(f"rope and K/V, {kind}", partial(rope_and_kv, section, dtype))
         for name, rule in (("chosen splits", SplitRule()), ("fixed splits", FIXED)):
             section.row(f"reach attention, {name}, {kind}", partial(attention, section, dtype, rule))
+    section.row("fp8 product, bfloat16", partial(fp8_product, section))
     correctness_head.run(section)
     correctness_model.run(section)
 
@@ -74,6 +77,18 @@ def swiglu(section: Section, dtype: torch.dtype) -> Row:
     got = (swiglu_triton if section.triton else swiglu_torch)(gate_up)
     gate, up = gate_up.double().chunk(2, dim=-1)
     return judged(off(got, gate * torch.sigmoid(gate) * up), dtype, rows)
+
+
+def fp8_product(section: Section) -> Row:
+    """The layers' product with FP8 on both sides, against float64 on the same FP8 numbers as PyTorch rounds them."""
+    config = TINY if section.tiny else MODELS["14B"]
+    rows, draw = 77, section.draw(9)
+    x, weight = (
+        torch.randn(shape, generator=draw, device=section.device).to(torch.bfloat16)
+        for shape in ((rows, config.hidden_size), (2 * config.intermediate_size, config.hidden_size))
+    )
+    left, right = (quantize_rows_torch(side).restored(torch.float64) for side in (x, weight))
+    return judged(off(Fp8Linear(weight)(x), left @ right.t()), torch.bfloat16, rows)
 
 
 def rope_and_kv(section: Section, dtype: torch.dtype) -> Row:

@@ -49,9 +49,10 @@ def matrix_parameters(config: ModelConfig) -> int:
     return config.num_layers * layer + config.vocab_size * config.hidden_size
 
 
-def weight_bytes(config: ModelConfig) -> int:
-    """W: bytes of weights that a forward reads, in bf16."""
-    return BYTES * matrix_parameters(config)
+def weight_bytes(config: ModelConfig, fp8: bool = False) -> int:
+    """W: bytes of weights that a forward reads, in bf16; with `fp8` the layers' in FP8, the head's still in bf16."""
+    head = config.vocab_size * config.hidden_size
+    return BYTES * head + (1 if fp8 else BYTES) * (matrix_parameters(config) - head)
 
 
 def row_flops(config: ModelConfig) -> int:
@@ -64,10 +65,13 @@ def attention_flops(config: ModelConfig) -> int:
     return 4 * config.num_layers * config.q_size
 
 
-def forward_floor(config: ModelConfig, canvases: int, context: int, rows: int) -> Floor:
-    """Of `canvases` canvases of `rows` rows, each after `context` tokens, all rows through the head."""
+def forward_floor(config: ModelConfig, canvases: int, context: int, rows: int, fp8: bool = False) -> Floor:
+    """Of `canvases` canvases of `rows` rows, each after `context` tokens, all rows through the head.
+
+    The FLOP of FP8 products count like those of bf16: the machine's rate is measured in bf16.
+    """
     keys = context + rows
     return Floor(
-        bytes=weight_bytes(config) + canvases * keys * config.kv_bytes_per_token("bfloat16"),
+        bytes=weight_bytes(config, fp8) + canvases * keys * config.kv_bytes_per_token("bfloat16"),
         flops=canvases * rows * (row_flops(config) + attention_flops(config) * keys),
     )

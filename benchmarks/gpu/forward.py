@@ -26,14 +26,16 @@ COUNTS = (1, 32, 2, 4, 8, 16, 64)
 CONTEXTS = (512, 4096, 16_384)
 RESERVED_BYTES = 8 << 30
 """Of the card, for activations, graphs and workspaces."""
-SHARES = {"14B": 2, "8B": 1, "3B": 1}
+SHARES = {"14B": 2, "14B fp8": 1, "8B": 1, "3B": 1}
 """Of the section's time."""
+FP8 = " fp8"
 
 
 def run(section: Section) -> None:
     """One row per model, number of canvases and context."""
     if section.tiny:
         model(section, "tiny", TINY, (1, 3), (40, 70))
+        model(section, f"tiny{FP8}", TINY, (1, 3), (40,))
         return
     ends_s = section.ends_s
     names = list(SHARES)
@@ -42,7 +44,8 @@ def run(section: Section) -> None:
         share = SHARES[name] / sum(SHARES[later] for later in names[index:])
         section.ends_s = time.monotonic() + share * left_s
         try:
-            model(section, name, MODELS[name], COUNTS, CONTEXTS)
+            contexts = CONTEXTS[:1] if name.endswith(FP8) else CONTEXTS
+            model(section, name, MODELS[name.removesuffix(FP8)], COUNTS, contexts)
         except Exception as error:
             section.fail(name, error)
         torch.cuda.empty_cache()
@@ -54,8 +57,8 @@ def model(section: Section, name: str, config: ModelConfig, counts: tuple[int, .
     if section.late:
         section.leave_out(name, "no time left")
         return
-    free = free_bytes(section)
-    kv_bytes = free - weight_bytes(config) - BYTES * config.vocab_size * config.hidden_size - RESERVED_BYTES
+    free, fp8 = free_bytes(section), name.endswith(FP8)
+    kv_bytes = free - weight_bytes(config, fp8) - BYTES * config.vocab_size * config.hidden_size - RESERVED_BYTES
     page_bytes = BLOCK * config.kv_bytes_per_token("bfloat16")
     fitting = [cell for cell in cells if pages_of(*cell) * page_bytes <= kv_bytes]
     for count, context in cells:
@@ -64,9 +67,8 @@ def model(section: Section, name: str, config: ModelConfig, counts: tuple[int, .
             section.leave_out(f"{name}, {count} x {context}", f"K/V of {needed:.0f} GB, {kv_bytes / 1e9:.0f} GB free")
     if not fitting:
         return
-    executor = Executor(
-        build(RandomWeights(config, torch.bfloat16, section.device)), max(pages_of(*cell) for cell in fitting), BLOCK
-    )
+    weights = RandomWeights(config, torch.bfloat16, section.device)
+    executor = Executor(build(weights, fp8=fp8), max(pages_of(*cell) for cell in fitting), BLOCK)
     for layer in executor.kv:
         layer.normal_(generator=section.draw(6))
     for count, context in fitting:
@@ -92,7 +94,7 @@ def cell(section: Section, executor: Executor, name: str, config: ModelConfig, c
 
 def against_floor(section: Section, config: ModelConfig, row: Row) -> Row:
     """The floor of a row's batch, and its best time over it; None where the ceilings were not measured."""
-    floor = forward_floor(config, row["canvases"], row["context"], BLOCK)
+    floor = forward_floor(config, row["canvases"], row["context"], BLOCK, row["model"].endswith(FP8))
     found: Row = {"floor_bytes": floor.bytes, "floor_flops": floor.flops}
     best_ms = row["eager_ms"] if row["graph_ms"] is None else row["graph_ms"]
     if section.ceilings is None:

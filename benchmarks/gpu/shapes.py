@@ -135,7 +135,7 @@ class Widened:
         return self.source.pop(name).float()
 
 
-def build(weights: RandomWeights, drafting: bool = False) -> Transformer:
-    """The model on its device, with a draft adapter where it will draft."""
+def build(weights: RandomWeights, drafting: bool = False, fp8: bool = False) -> Transformer:
+    """The model on its device, with a draft adapter where it will draft, or with its layers in FP8."""
     with torch.inference_mode():
-        return Transformer(weights.config, weights, weights.adapter() if drafting else None)
+        return Transformer(weights.config, weights, weights.adapter() if drafting else None, fp8=fp8)
