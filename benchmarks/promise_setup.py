@@ -15,6 +15,7 @@ from benchmarks.policies import Admitted, ByDeadline, ByLoad, Fixed, Policy
 from benchmarks.policy_run import closed_loop, cycle_of, in_loop, new_engine
 from benchmarks.promise_trace import BLOCK, Idle, Request, Slos, Tightest, idle_of, requests_of
 from benchmarks.stepdial_policy import Stepdial
+from deployments.quality import budgets_for
 from deployments.warm_up import warm_up
 from engine.plan import AR, Plan, Rung, diffusion, self_speculation
 from engine.request import GenerationOptions
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from engine.checkpoint.tokenizer import Tokenizer
     from engine.engine import Engine
 
-BUDGETS = (32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
 THRESHOLDS = (0.95, 0.9, 0.8, 0.7, 0.5, 0.3)
 BLOCK_LENGTHS = (4, 8, 16, 32)
 PROFILE_COUNTS = (1, 4, 16, 64)
@@ -226,13 +226,12 @@ def tune_budget(engine: Engine, requests: Sequence[Request], block: int) -> tupl
     """
     shares: dict[int, float] = {}
     rung = diffusion(block, 1)
-    for steps in (steps for steps in BUDGETS if steps <= block):
-        rung = diffusion(block, steps)
+    for rung in budgets_for(block):
         got = alone(engine, rung, requests)
         late = sum(
             one.report.latency_ms > (request.slo_ms or float("inf")) for one, request in zip(got, requests, strict=True)
         )
-        shares[steps] = 1 - late / len(requests)
+        shares[rung.refinement_steps] = 1 - late / len(requests)
         # Of n latencies the p95 meets the SLO when at most 5% of them are late.
         if late <= len(requests) * 0.05:
             break

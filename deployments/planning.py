@@ -46,7 +46,7 @@ class Planning:
         self.args = args
         self.model = ModelConfig.from_dir(args.model)
         self.tokenizer = Tokenizer.from_dir(args.model)
-        self.quality = read_quality_map(args.model, self.model.block_size, args.quantization)
+        self.quality = read_quality_map(args.model, self.model.block_size, args.quantization, args.calibration)
         self.menus = Menus(self.quality, self.model.block_size)
         self.experience = Experience(args.expected_output_tokens)
 

@@ -54,16 +54,21 @@ class QualityMap:
         return None if nearest is None else self.above[nearest].get(rung.policy())
 
 
-def read_quality_map(path: str | Path, block_size: int, quantization: str = "none") -> QualityMap:
-    """Reads `ladder.json` and `quality.json` of a checkpoint directory; they count for the `quantization` of the
-    weights that they were measured with alone.
+def read_quality_map(
+    path: str | Path, block_size: int, quantization: str = "none", calibration: str | Path | None = None
+) -> QualityMap:
+    """Reads `ladder.json` and `quality.json` of a checkpoint directory, or of the folder `calibration`; they count for
+    the `quantization` of the weights that they were measured with alone.
 
-    Raises CheckpointError on a bad file, and on one that was measured on another checkpoint.
+    Raises CheckpointError on a bad file, on one that was measured on another checkpoint, and where a folder is named
+    and has no ladder.
     """
-    directory = Path(path)
+    directory = Path(calibration or path).resolve()
+    if calibration is not None and not (directory / LADDER_FILE).is_file():
+        raise CheckpointError(f"calibration is {str(calibration)!r}, which has no {LADDER_FILE}")
     saved = read_json(directory / LADDER_FILE)
     curve = read_json(directory / CURVE_FILE)
-    _check_belongs(directory, {LADDER_FILE: saved, CURVE_FILE: curve})
+    _check_belongs(Path(path), {directory / LADDER_FILE: saved, directory / CURVE_FILE: curve})
     try:
         saved, curve = (data if quantization_of(data) == quantization else {} for data in (saved, curve))
         ladder = tuple(Rung.from_dict(entry) for entry in saved.get("rungs", ()))
@@ -84,14 +89,14 @@ def budgets_for(block_length: int) -> tuple[Rung, ...]:
     return tuple(diffusion(block_length, steps) for steps in reversed(BUDGETS) if steps <= block_length)
 
 
-def _check_belongs(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_belongs(checkpoint: Path, files: Mapping[Path, Mapping[str, Any]]) -> None:
     """Raises CheckpointError where a file that is there was not measured on this checkpoint."""
     present = {name: data for name, data in files.items() if data}
     if not present:
         return
-    identity = checkpoint_identity(directory)
-    for name, data in present.items():
-        check_identity(directory, data, name, identity)
+    identity = checkpoint_identity(checkpoint)
+    for file, data in present.items():
+        check_identity(checkpoint, data, file, identity)
 
 
 def _best_first(rungs: Sequence[Rung]) -> tuple[Rung, ...]:

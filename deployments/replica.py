@@ -57,6 +57,7 @@ class Replica:
             max_waiting=args.max_waiting,
             kv_tokens=args.kv_tokens,
             cost_model=args.cost_model,
+            calibration=args.calibration,
         )
         self.name: str = serve.get_replica_context().replica_id.unique_id
         self.ranks = ActorLauncher(args)

@@ -63,6 +63,9 @@ class AppArgs(BaseModel):
     max_waiting: int = Field(4096, ge=1, description="Requests that may wait at a replica; one more is refused (429).")
     kv_tokens: int | None = Field(None, ge=64, description="K/V capacity of a replica in tokens; null = measured.")
     cost_model: str | None = Field(None, description="File with a saved cost model, so that a replica starts informed.")
+    calibration: str | None = Field(
+        None, description="Folder with ladder.json and quality.json measured on this model; null = beside it."
+    )
 
     api_keys: tuple[ApiKey, ...] = Field(
         (), description="Keys that may ask, by SHA-256, with their bounds; empty = no key is needed."

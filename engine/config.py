@@ -43,3 +43,6 @@ class EngineConfig(BaseModel):
     flush_tokens: int = Field(16, ge=1, description="AR and self-speculation send at this many tokens,")
     flush_ms: float = Field(50.0, ge=0, description="or after this many milliseconds, or at the end.")
     cost_model: str | None = Field(None, description="File of a saved cost model to start from and to save to.")
+    calibration: str | None = Field(
+        None, description="Folder with the ladder.json that was measured on this checkpoint; null = beside it."
+    )

@@ -122,7 +122,7 @@ class Engine:
                 executor,
                 PagePool(executor.kv.shape[1] // page_size, page_size, config.prefix_reuse),
                 Tokenizer.from_dir(path),
-                load_ladder(path, config.quantization) if ladder is None else ladder,
+                load_ladder(path, config.quantization, config.calibration) if ladder is None else ladder,
                 load_cost_model(config.cost_model),
             )
         except BaseException:
@@ -313,13 +313,18 @@ def _stopped_by(error: BaseException) -> EngineStopped:
     return EngineStopped(str(error) if isinstance(error, RankFailed) else f"the engine's loop died: {error!r}")
 
 
-def load_ladder(path: str | Path, quantization: Quantization = "none") -> tuple[Rung, ...]:
-    """The rungs saved beside a checkpoint, best first. Raises CheckpointError on a bad file.
+def load_ladder(
+    path: str | Path, quantization: Quantization = "none", calibration: str | Path | None = None
+) -> tuple[Rung, ...]:
+    """The rungs saved beside a checkpoint, or in the folder `calibration`, best first.
 
-    Empty without a file, and where it was measured with weights of another `quantization`.
+    Empty without a file, and where it was measured with weights of another `quantization`. Raises CheckpointError on a
+    bad file, and where a folder is named and has none.
     """
-    file = Path(path) / LADDER_FILE
+    file = Path(calibration or path) / LADDER_FILE
     if not file.is_file():
+        if calibration is not None:
+            raise CheckpointError(f"calibration is {str(calibration)!r}, which has no {LADDER_FILE}")
         return ()
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -328,7 +333,7 @@ def load_ladder(path: str | Path, quantization: Quantization = "none") -> tuple[
         raise CheckpointError(f"{file} is not a ladder: {error!r}") from None
     if not 1 <= len(rungs) <= MAX_RUNGS:
         raise CheckpointError(f"{file} has {len(rungs)} rungs; allowed: 1 to {MAX_RUNGS}")
-    check_identity(path, data, LADDER_FILE)
+    check_identity(path, data, file.resolve())
     if (measured := quantization_of(data)) != quantization:
         log.warning("%s was measured with quantization %s, not %s: it is not used", file, measured, quantization)
         return ()

@@ -52,10 +52,11 @@ def quantization_of(data: Mapping[str, Any]) -> str:
     return str(data.get("measured", {}).get("quantization", "none"))
 
 
-def check_identity(path: str | Path, data: Mapping[str, Any], file: str, identity: str | None = None) -> None:
+def check_identity(path: str | Path, data: Mapping[str, Any], file: str | Path, identity: str | None = None) -> None:
     """Raises CheckpointError unless `data`, the content of `file`, was measured on the checkpoint in `path`.
 
     Args:
+        file: its name, where it lies beside the checkpoint, or its path.
         identity: the checkpoint's digest where the caller has it already.
     """
     directory = Path(path)

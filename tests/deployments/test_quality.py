@@ -98,6 +98,23 @@ def test_another_checkpoints_curve_is_refused(checkpoint: Path, name: str) -> No
         read_quality_map(checkpoint, 32)
 
 
+def test_a_calibration_may_lie_in_a_folder_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
+    save_both(checkpoint)
+    beside = read_quality_map(checkpoint, 32)
+    folder = tmp_path / "measured"
+    folder.mkdir()
+    for name in ("ladder.json", "quality.json"):
+        (checkpoint / name).rename(folder / name)
+    assert read_quality_map(checkpoint, 32).ladder == ()
+    assert read_quality_map(checkpoint, 32, calibration=folder) == beside
+    with pytest.raises(CheckpointError, match=r"which has no ladder\.json"):
+        read_quality_map(checkpoint, 32, calibration=checkpoint)
+    data = json.loads((folder / "ladder.json").read_text())
+    (folder / "ladder.json").write_text(json.dumps({**data, "identity": "sha256:0"}))
+    with pytest.raises(CheckpointError, match=r"measured/ladder\.json was measured on another checkpoint"):
+        read_quality_map(checkpoint, 32, calibration=folder)
+
+
 def test_a_file_of_another_form_is_named(checkpoint: Path) -> None:
     for cells in ([{"split": "test"}], [5], 5):
         save(checkpoint, "quality.json", cells=cells)

@@ -241,6 +241,13 @@ def test_a_saved_ladder_is_read_and_a_bad_one_named(tmp_path: Path) -> None:
     saved = {"model": "x", "identity": checkpoint_identity(tmp_path), "rungs": [rung.to_dict() for rung in rungs]}
     file.write_text(json.dumps(saved))
     assert load_ladder(tmp_path) == tuple(rungs)
+    elsewhere = tmp_path / "measured"
+    elsewhere.mkdir()
+    file.rename(elsewhere / "ladder.json")
+    assert load_ladder(tmp_path) == ()
+    assert load_ladder(tmp_path, calibration=elsewhere) == tuple(rungs)
+    with pytest.raises(CheckpointError, match=r"which has no ladder\.json"):
+        load_ladder(tmp_path, calibration=tmp_path)
     file.write_text(json.dumps({**saved, "identity": "sha256:0"}))
     with pytest.raises(CheckpointError, match="measured on another checkpoint"):
         load_ladder(tmp_path)
