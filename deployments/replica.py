@@ -50,6 +50,7 @@ class Replica:
             device="cuda" if args.replica_gpus else "cpu",
             dtype=args.dtype,
             quantization=args.quantization,
+            batch_invariant=args.batch_invariant,
             threads=args.threads,
             tp=args.tp,
             tp_backend=args.tp_backend,

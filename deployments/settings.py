@@ -57,6 +57,9 @@ class AppArgs(BaseModel):
     failover_wait_s: float = Field(30.0, gt=0, description="Seconds to wait for a replica once one has died.")
 
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Arithmetic of weights and K/V.")
+    batch_invariant: bool = Field(
+        False, description="On a GPU: a pinned answer has the same bits in any batch; slower (see EngineConfig)."
+    )
     quantization: Quantization = Field("none", description="fp8: the layers' weights in FP8, on a GPU.")
     threads: int = Field(1, ge=1, le=1024, description="Torch threads of a replica.")
     max_sequences: int = Field(256, ge=1, le=4096, description="Sequences of a replica that may hold K/V at once.")

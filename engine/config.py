@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Quantization = Literal["none", "fp8"]
 
@@ -22,6 +22,11 @@ class EngineConfig(BaseModel):
     )
     quantization: Quantization = Field(
         "none", description="fp8: weights of the layers in FP8, by output channel, made when they are loaded."
+    )
+    batch_invariant: bool = Field(
+        False,
+        description="On a GPU: products and attention in fixed tiles, so that a pinned answer has the same bits alone "
+        "and in any batch, as in float32 on a CPU it always has. Slower; not with fp8 or several ranks.",
     )
     threads: int | None = Field(None, ge=1, description="Torch threads of the forward; null = torch's own choice.")
     tp: Literal[1, 2, 4, 8] = Field(
@@ -46,3 +51,12 @@ class EngineConfig(BaseModel):
     calibration: str | None = Field(
         None, description="Folder with the ladder.json that was measured on this checkpoint; null = beside it."
     )
+
+    @model_validator(mode="after")
+    def _invariance_is_possible(self) -> EngineConfig:
+        if self.batch_invariant and (self.quantization != "none" or self.tp > 1):
+            raise ValueError(
+                f"batch_invariant is true with quantization {self.quantization!r} and tp {self.tp}; allowed: "
+                "quantization 'none' and tp 1 (their sums follow the size of the batch)"
+            )
+        return self

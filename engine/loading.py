@@ -16,8 +16,13 @@ from engine.executor import Executor, page_count
 from engine.group.leader import Group
 from engine.group.subprocesses import WorkerProcess
 from engine.group.wire import Kind, RankSpec, number
+from engine.model.fixed_linear import FixedLinear
+from engine.model.fp8_linear import Fp8Linear
+from engine.model.linear import Linear
 from engine.model.parallel import Shard, TensorParallel, default_backend, file_store
-from engine.model.transformer import Transformer
+from engine.model.transformer import Product, Transformer
+from kernels.reach_work import FIXED
+from kernels.switch import use_triton
 
 if TYPE_CHECKING:
     from engine.config import EngineConfig
@@ -45,10 +50,12 @@ def load_executor(path: Path, model: ModelConfig, config: EngineConfig, launcher
         device=config.device,
         store="",
         quantization=config.quantization,
+        batch_invariant=config.batch_invariant,
     )
     if config.tp == 1:
         part = load_part(spec, 0)
-        return Executor(part, _pages(model, config, part), model.block_size)
+        splits = FIXED if config.batch_invariant else None
+        return Executor(part, _pages(model, config, part), model.block_size, splits=splits)
     return _load_group(spec, model, config, launcher or WorkerProcess)
 
 
@@ -60,7 +67,15 @@ def load_part(spec: RankSpec, rank: int) -> Transformer:
     shard, device = Shard(rank, spec.size), device_of(spec.device, rank)
     with open_weights(path, model, dtype, device, shard) as weights:
         adapter = load_draft_adapter(path, model, dtype, device, shard)
-        return Transformer(model, weights, adapter, TensorParallel(shard), fp8=spec.quantization == "fp8")
+        return Transformer(model, weights, adapter, TensorParallel(shard), product_of(spec, device))
+
+
+def product_of(spec: RankSpec, device: torch.device) -> type[Product]:
+    """How the layers' products are made."""
+    if spec.quantization == "fp8":
+        return Fp8Linear
+    # On a CPU rows have the same bits in any batch anyway.
+    return FixedLinear if spec.batch_invariant and use_triton(torch.empty(0, device=device)) else Linear
 
 
 def check_device(device: str) -> None:

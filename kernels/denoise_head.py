@@ -36,18 +36,19 @@ TILE_IDS = 128
 TILE_HIDDEN = 64
 
 
-def denoise_head(hidden: Tensor, weight: Tensor, rules: RowRules) -> Statistics:
+def denoise_head(hidden: Tensor, weight: Tensor, rules: RowRules, fixed: bool = False) -> Statistics:
     """Statistics of `hidden @ weight.T` over a whole vocabulary.
 
     Args:
         hidden: `[rows, hidden]`, contiguous, after the final norm, in the weight's dtype (float32, float16, bfloat16).
         weight: `[vocab, hidden]`, contiguous.
         rules: what is asked of each row, on the same device.
+        fixed: a row's bits must not depend on how many there are.
     """
-    return finish(head_partials(hidden, weight, rules), rules)
+    return finish(head_partials(hidden, weight, rules, fixed=fixed), rules)
 
 
-def head_partials(hidden: Tensor, weight: Tensor, rules: RowRules, first_id: int = 0) -> Tensor:
+def head_partials(hidden: Tensor, weight: Tensor, rules: RowRules, first_id: int = 0, fixed: bool = False) -> Tensor:
     """Partials of the vocabulary from `first_id` on, float32 `[fields, rows, parts]`, for `combine` and `finish`.
 
     Raises ValueError for a vocabulary whose ids float32 cannot hold, and where kernels run and sampled noise would
@@ -58,8 +59,18 @@ def head_partials(hidden: Tensor, weight: Tensor, rules: RowRules, first_id: int
         return head_partials_torch(hidden, weight, rules, first_id)
     if rules.noise is not None and first_id % 4:
         raise ValueError(f"the shard starts at token id {first_id}; kernels draw noise from multiples of 4")
+    if fixed:
+        return _fixed_partials(hidden, weight, rules, first_id)
     form = head_partials_fused if _can_fuse(hidden, weight) else head_partials_chunked
     return form(hidden, weight, rules, first_id)
+
+
+def _fixed_partials(hidden: Tensor, weight: Tensor, rules: RowRules, first_id: int) -> Tensor:
+    """The fused form with its largest tile, as often as the rows need it: the weight is read again for every tile."""
+    starts = range(0, max(hidden.shape[0], 1), FUSED_ROWS)
+    parts = [slice(start, start + FUSED_ROWS) for start in starts]
+    made = [head_partials_fused(hidden[part], weight, rules.part(part), first_id, tile=FUSED_ROWS) for part in parts]
+    return made[0] if len(made) == 1 else torch.cat(made, dim=1)
 
 
 @torch.inference_mode()
@@ -74,11 +85,13 @@ def head_partials_torch(hidden: Tensor, weight: Tensor, rules: RowRules, first_i
 
 
 @torch.inference_mode()
-def head_partials_fused(hidden: Tensor, weight: Tensor, rules: RowRules, first_id: int = 0) -> Tensor:
-    """`head_partials` in one launch, for up to `FUSED_ROWS` rows."""
+def head_partials_fused(
+    hidden: Tensor, weight: Tensor, rules: RowRules, first_id: int = 0, tile: int | None = None
+) -> Tensor:
+    """`head_partials` in one launch, for up to `FUSED_ROWS` rows, in a tile of `tile` rows (None: as few as do)."""
     rows, size = hidden.shape
     vocab = weight.shape[0]
-    tile_rows, warps, stages, passes = fused_shape(rows, rules.noise is not None)
+    tile_rows, warps, stages, passes = fused_shape(tile or rows, rules.noise is not None)
     parts = triton.cdiv(vocab, TILE_IDS)
     partials = torch.empty(rules.fields, rows, parts, dtype=torch.float32, device=hidden.device)
     if rows == 0:

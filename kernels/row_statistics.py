@@ -12,7 +12,7 @@ lowest id among equals. A row with a NaN or +inf logit has the lowest such candi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import triton
@@ -58,6 +58,10 @@ class RowNoise:
     places: Tensor
     choices: Tensor
 
+    def part(self, rows: slice) -> RowNoise:
+        """Of some of the rows."""
+        return RowNoise(*(getattr(self, item.name)[rows] for item in fields(self)))
+
     @property
     def stretch(self) -> Tensor:
         """1 / temperature, float32 `[rows]`."""
@@ -79,6 +83,11 @@ class RowRules:
     banned: Tensor
     given: Tensor
     noise: RowNoise | None = None
+
+    def part(self, rows: slice) -> RowRules:
+        """Of some of the rows."""
+        noise = None if self.noise is None else self.noise.part(rows)
+        return RowRules(self.mask_id, self.banned[rows], self.given[rows], noise)
 
     @property
     def fields(self) -> int:

@@ -19,6 +19,7 @@ from benchmarks.gpu.section import Row, Section
 from benchmarks.gpu.shapes import MODELS, TINY
 from engine.model.fp8_linear import Fp8Linear
 from kernels.activation import swiglu_torch, swiglu_triton
+from kernels.fixed_product import fixed_product
 from kernels.norm import add_and_norm_torch, add_and_norm_triton
 from kernels.quantize import quantize_rows_torch
 from kernels.reach_work import FIXED, SplitRule
@@ -38,6 +39,8 @@ def run(section: Section) -> None:
         for name, rule in (("chosen splits", SplitRule()), ("fixed splits", FIXED)):
             section.row(f"reach attention, {name}, {kind}", partial(attention, section, dtype, rule))
     section.row("fp8 product, bfloat16", partial(fp8_product, section))
+    if section.triton:
+        section.row("fixed product, bfloat16", partial(fixed_tiles, section))
     correctness_head.run(section)
     correctness_model.run(section)
 
@@ -89,6 +92,21 @@ def fp8_product(section: Section) -> Row:
     )
     left, right = (quantize_rows_torch(side).restored(torch.float64) for side in (x, weight))
     return judged(off(Fp8Linear(weight)(x), left @ right.t()), torch.bfloat16, rows)
+
+
+def fixed_tiles(section: Section) -> Row:
+    """A product in fixed tiles, against float64; and its rows in batches of other sizes, which must be the same bits."""
+    config = TINY if section.tiny else MODELS["14B"]
+    rows, draw = 200, section.draw(10)
+    x, weight = (
+        torch.randn(shape, generator=draw, device=section.device).to(torch.bfloat16)
+        for shape in ((rows, config.hidden_size), (2 * config.intermediate_size, config.hidden_size))
+    )
+    got = fixed_product(x, weight)
+    parts = ((0, 1), (3, 35), (60, 190))
+    alike = all(torch.equal(fixed_product(x[first:end], weight), got[first:end]) for first, end in parts)
+    row = judged(off(got, x.double() @ weight.double().t()), torch.bfloat16, rows)
+    return row | {"alike": alike, "passed": row["passed"] and alike}
 
 
 def rope_and_kv(section: Section, dtype: torch.dtype) -> Row:

@@ -19,6 +19,11 @@ from benchmarks.gpu.section import Row, Section
 from benchmarks.gpu.shapes import BLOCK, MODELS, TINY, RandomWeights, build
 from engine.checkpoint.config import ModelConfig
 from engine.executor import Executor
+from engine.model.fixed_linear import FixedLinear
+from engine.model.fp8_linear import Fp8Linear
+from engine.model.linear import Linear
+from engine.model.transformer import Product
+from kernels.reach_work import FIXED
 from kernels.row_statistics import RowRules
 
 COUNTS = (1, 32, 2, 4, 8, 16, 64)
@@ -26,16 +31,17 @@ COUNTS = (1, 32, 2, 4, 8, 16, 64)
 CONTEXTS = (512, 4096, 16_384)
 RESERVED_BYTES = 8 << 30
 """Of the card, for activations, graphs and workspaces."""
-SHARES = {"14B": 2, "14B fp8": 1, "8B": 1, "3B": 1}
-"""Of the section's time."""
-FP8 = " fp8"
+SHARES = {"14B": 2, "14B fp8": 1, "14B fixed": 1, "8B": 1, "3B": 1}
+"""Of the section's time, by model and what its products are made by (`PRODUCTS`)."""
+PRODUCTS: dict[str, type[Product]] = {"": Linear, "fp8": Fp8Linear, "fixed": FixedLinear}
+"""`fixed`: nothing depends on the batch, attention's splits included."""
 
 
 def run(section: Section) -> None:
     """One row per model, number of canvases and context."""
     if section.tiny:
         model(section, "tiny", TINY, (1, 3), (40, 70))
-        model(section, f"tiny{FP8}", TINY, (1, 3), (40,))
+        model(section, "tiny fp8", TINY, (1, 3), (40,))
         return
     ends_s = section.ends_s
     names = list(SHARES)
@@ -44,8 +50,8 @@ def run(section: Section) -> None:
         share = SHARES[name] / sum(SHARES[later] for later in names[index:])
         section.ends_s = time.monotonic() + share * left_s
         try:
-            contexts = CONTEXTS[:1] if name.endswith(FP8) else CONTEXTS
-            model(section, name, MODELS[name.removesuffix(FP8)], COUNTS, contexts)
+            size, _, products = name.partition(" ")
+            model(section, name, MODELS[size], COUNTS, CONTEXTS[:1] if products else CONTEXTS)
         except Exception as error:
             section.fail(name, error)
         torch.cuda.empty_cache()
@@ -57,8 +63,9 @@ def model(section: Section, name: str, config: ModelConfig, counts: tuple[int, .
     if section.late:
         section.leave_out(name, "no time left")
         return
-    free, fp8 = free_bytes(section), name.endswith(FP8)
-    kv_bytes = free - weight_bytes(config, fp8) - BYTES * config.vocab_size * config.hidden_size - RESERVED_BYTES
+    free, products = free_bytes(section), name.partition(" ")[2]
+    embedding_bytes = BYTES * config.vocab_size * config.hidden_size
+    kv_bytes = free - weight_bytes(config, products == "fp8") - embedding_bytes - RESERVED_BYTES
     page_bytes = BLOCK * config.kv_bytes_per_token("bfloat16")
     fitting = [cell for cell in cells if pages_of(*cell) * page_bytes <= kv_bytes]
     for count, context in cells:
@@ -68,7 +75,12 @@ def model(section: Section, name: str, config: ModelConfig, counts: tuple[int, .
     if not fitting:
         return
     weights = RandomWeights(config, torch.bfloat16, section.device)
-    executor = Executor(build(weights, fp8=fp8), max(pages_of(*cell) for cell in fitting), BLOCK)
+    executor = Executor(
+        build(weights, product=PRODUCTS[products]),
+        max(pages_of(*cell) for cell in fitting),
+        BLOCK,
+        splits=FIXED if products == "fixed" else None,
+    )
     for layer in executor.kv:
         layer.normal_(generator=section.draw(6))
     for count, context in fitting:
@@ -94,7 +106,7 @@ def cell(section: Section, executor: Executor, name: str, config: ModelConfig, c
 
 def against_floor(section: Section, config: ModelConfig, row: Row) -> Row:
     """The floor of a row's batch, and its best time over it; None where the ceilings were not measured."""
-    floor = forward_floor(config, row["canvases"], row["context"], BLOCK, row["model"].endswith(FP8))
+    floor = forward_floor(config, row["canvases"], row["context"], BLOCK, row["model"].endswith(" fp8"))
     found: Row = {"floor_bytes": floor.bytes, "floor_flops": floor.flops}
     best_ms = row["eager_ms"] if row["graph_ms"] is None else row["graph_ms"]
     if section.ceilings is None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from engine.checkpoint.config import ModelConfig, RopeConfig
 from engine.checkpoint.weights import DraftAdapter, expected_adapter_tensors, expected_tensors
-from engine.model.transformer import Transformer
+from engine.model.linear import Linear
+from engine.model.transformer import Product, Transformer
 
 BLOCK = 32
 """Tokens of a canvas and of a page of K/V."""
@@ -135,7 +136,8 @@ class Widened:
         return self.source.pop(name).float()
 
 
-def build(weights: RandomWeights, drafting: bool = False, fp8: bool = False) -> Transformer:
-    """The model on its device, with a draft adapter where it will draft, or with its layers in FP8."""
+def build(weights: RandomWeights, drafting: bool = False, product: type[Product] = Linear) -> Transformer:
+    """The model on its device, with a draft adapter where it will draft, and its layers' products of that kind."""
     with torch.inference_mode():
-        return Transformer(weights.config, weights, weights.adapter() if drafting else None, fp8=fp8)
+        adapter = weights.adapter() if drafting else None
+        return Transformer(weights.config, weights, adapter, product=product)

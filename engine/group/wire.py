@@ -36,7 +36,7 @@ class RankSpec:
     Attributes:
         path: checkpoint directory. dtype: torch's name of the arithmetic type. threads: torch threads of each rank;
             the same number, because a batch is padded by it. device: `cpu` or `cuda`. store: file at which the ranks
-            meet. quantization: of the layers' weights, as in `EngineConfig`.
+            meet. quantization, batch_invariant: as in `EngineConfig`.
     """
 
     path: str
@@ -47,6 +47,7 @@ class RankSpec:
     device: str
     store: str
     quantization: str = "none"
+    batch_invariant: bool = False
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.model.fixed_linear import FixedLinear
 from engine.model.fp8_linear import Fp8Linear
 from engine.model.linear import Linear
 from engine.model.parallel import TensorParallel, rank_config
@@ -21,6 +22,7 @@ from engine.model.rope import attention_factor, query_scale, rotary, yarn_freque
 from kernels.activation import swiglu_torch, swiglu_triton
 from kernels.attention import reach_attention
 from kernels.denoise_head import denoise_head
+from kernels.fixed_product import fixed_product
 from kernels.norm import add_and_norm_torch, add_and_norm_triton, rms_norm
 from kernels.reach_attention import reach_attention_triton
 from kernels.rope_and_kv import Rotation, rope_and_kv_torch, rope_and_kv_triton
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from engine.checkpoint.weights import DraftAdapter, Weights
 
 
-Product = Linear | Fp8Linear
+Product = Linear | Fp8Linear | FixedLinear
 
 
 @dataclass(slots=True)
@@ -72,11 +74,12 @@ class Transformer:
         weights: Weights,
         adapter: DraftAdapter | None = None,
         parallel: TensorParallel | None = None,
-        fp8: bool = False,
+        product: type[Product] = Linear,
     ) -> None:
         """Takes `config` of the whole model and this rank's `weights` and `adapter` (`engine/checkpoint/weights.py`).
 
-        `fp8`: the layers' products are in FP8; embedding, head, norms and adapter stay as they are.
+        `product` makes those of the layers. In FP8 embedding, head, norms and adapter stay as they are; fixed ones let
+        no row depend on its batch, so the head's and the adapter's are fixed too.
         Tensors are popped one after the other, the big tables first, so that no second copy of the model is held.
         """
         self.parallel = parallel or TensorParallel()
@@ -84,13 +87,13 @@ class Transformer:
         config = config if shard.size == 1 else rank_config(config, shard.size)
         self.config = config
         self.adapter = adapter
+        self.fixed = product is FixedLinear
         self.first_token = shard.rank * config.vocab_size
         self.embedding = weights.pop("encoder.embed_tokens.weight")  # [vocab, hidden]
         self.norm = weights.pop("encoder.norm.weight")
         # Of several ranks each would have to be asked about its part of the vocabulary; they join their logits instead.
         self.head_by_kernels = shard.size == 1 and use_triton(self.embedding)
         self.head = Linear(weights.pop("diffusion_head.weight"), self.head_by_kernels)  # hidden -> vocab
-        product: type[Product] = Fp8Linear if fp8 else Linear
         self.layers = [_layer(weights, f"encoder.layers.{index}.", product) for index in range(config.num_layers)]
         products: list[Product] = [self.head, *(product for layer in self.layers for product in layer.products)]
         tried = [product.fewest_rows for product in products if product.fewest_rows is not None]
@@ -158,7 +161,7 @@ class Transformer:
 
         Raises RuntimeError where the head's weight lies as the CPU's products want it.
         """
-        return denoise_head(self._final_norm(hidden, rows), self.head.weight, rules)
+        return denoise_head(self._final_norm(hidden, rows), self.head.weight, rules, self.fixed)
 
     def _final_norm(self, hidden: Tensor, rows: Tensor) -> Tensor:
         return rms_norm(hidden.index_select(0, rows), self.norm, self.config.rms_norm_eps)
@@ -184,7 +187,9 @@ class Transformer:
             return out
         down, up = self.adapter.layers[index]
         # The rows are padded like every product, so that their bits do not depend on how many drafts there are.
-        delta = F.linear(F.linear(attended.index_select(0, draft_rows).to(down.dtype), down), up)
+        drafted = attended.index_select(0, draft_rows).to(down.dtype)
+        times = fixed_product if self.fixed else F.linear
+        delta = times(times(drafted, down), up)
         delta = (delta * self.adapter.scale).to(out.dtype)
         return out.index_add_(0, draft_rows[:draft_count], delta[:draft_count])
 

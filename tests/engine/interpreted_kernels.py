@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 
 from engine.decoding import head
+from engine.model.fixed_linear import FixedLinear
 from engine.sampling import pick
 from kernels.switch import VARIABLE
 from tests.engine.serving import MODES, PROMPTS, Answer, answer, load
@@ -54,3 +55,17 @@ def test_answers_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         else:
             assert other.report.audit_logprob == pytest.approx(one.report.audit_logprob, abs=1e-4)
     assert any(len(one.token_ids) == 6 for one in want)
+
+
+def test_fixed_tiles_give_the_same_answers_and_the_same_bits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = REQUESTS[:4]
+    want = answer(load(kv_tokens=2048), list(zip(PROMPTS, some, strict=False)))
+    monkeypatch.setenv(VARIABLE, "triton")
+    engine = load(kv_tokens=2048, batch_invariant=True, prefix_reuse=False)
+    assert isinstance(engine.core.executor.model.layers[0].qkv, FixedLinear)
+    together = answer(engine, list(zip(PROMPTS, some, strict=False)))
+    for place, (one, other) in enumerate(zip(want, together, strict=True)):
+        assert one.token_ids == other.token_ids
+        alone = answer(engine, [(PROMPTS[place], some[place])])[0]
+        assert alone.token_ids == other.token_ids
+        assert alone.report.audit_logprob == other.report.audit_logprob, "to the bit"

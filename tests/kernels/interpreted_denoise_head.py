@@ -157,3 +157,17 @@ def test_the_switch_leads_here_and_shards_start_at_groups_of_four() -> None:
         head_partials(case.hidden, case.weight, case.rules, 50)
     none = random_case(5, 0, 50, sampled=True)
     assert denoise_head(none.hidden, none.weight, none.rules).tokens.shape == (0,)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("rows", [0, 1, 64, 65, 130])
+def test_fixed_tiles_are_right_and_let_no_row_depend_on_the_others(rows: int, sampled: bool) -> None:
+    case = random_case(3, rows, 140, 16, banned=2, sampled=sampled, dtype=torch.float16)
+    partials = head_partials(case.hidden, case.weight, case.rules, fixed=True)
+    assert partials.shape[1] == rows
+    if rows == 0:
+        return
+    check(finish(partials, case.rules), case.logits, case.rules)
+    for part in (slice(0, 1), slice(rows // 2, rows // 2 + 5)):
+        alone = head_partials(case.hidden[part], case.weight, case.rules.part(part), fixed=True)
+        assert torch.equal(alone, partials[:, part])

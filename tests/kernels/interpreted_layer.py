@@ -1,5 +1,6 @@
-"""The Triton forms of the small kernels of a layer in the interpreter: rope with K/V write, norm, SwiGLU, FP8. Run by
-`test_layer_triton.py` in a process of its own. fp32 and fp16 only (`interpreted_reach.py` says why)."""
+"""The Triton forms of the small kernels of a layer in the interpreter: rope with K/V write, norm, SwiGLU, FP8, products
+in fixed tiles. Run by `test_layer_triton.py` in a process of its own. fp32 and fp16 only (`interpreted_reach.py` says
+why)."""
 
 from __future__ import annotations
 
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import kernels.activation
+import kernels.fixed_product
 import kernels.norm
 import kernels.quantize
 import kernels.rope_and_kv
 from kernels.activation import swiglu_triton
+from kernels.fixed_product import fixed_product
 from kernels.norm import add_and_norm_torch, add_and_norm_triton
 from kernels.quantize import QuantizedRows, quantize_rows_torch, quantize_rows_triton
 from kernels.rope_and_kv import Rotation, rope_and_kv_torch, rope_and_kv_triton
@@ -184,3 +187,35 @@ def test_rows_in_fp8_keep_to_their_tensors(monkeypatch: pytest.MonkeyPatch) -> N
     for tensor in (*made, x):
         assert (guards(tensor) == guards(guarded(torch.zeros(1, dtype=tensor.dtype)))[0]).all()
     assert len(made) == 2
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    rows=st.integers(1, 70),
+    outputs=st.sampled_from([1, 24, 128, 200]),
+    inputs=st.sampled_from([8, 64, 136]),
+    dtype=TYPES,
+)
+def test_products_in_fixed_tiles_equal_float64(
+    seed: int, rows: int, outputs: int, inputs: int, dtype: torch.dtype
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    x, weight = (torch.randn(shape, generator=draw).to(dtype) for shape in ((rows, inputs), (outputs, inputs)))
+    got = fixed_product(x, weight)
+    want = x.double() @ weight.double().T
+    bound = BOUND[dtype] * float(want.abs().max() + 1)
+    torch.testing.assert_close(got.double(), want, atol=bound, rtol=0)
+    first = rows // 2
+    assert torch.equal(fixed_product(x[first : first + 3], weight), got[first : first + 3])
+
+
+def test_products_in_fixed_tiles_keep_to_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(2)
+    x, weight = torch.randn(67, 72, generator=draw), torch.randn(130, 72, generator=draw)
+    made = made_by(kernels.fixed_product, monkeypatch)
+    got = fixed_product(x, weight)
+    monkeypatch.undo()
+    torch.testing.assert_close(got, x @ weight.T, atol=1e-4, rtol=1e-4)
+    assert (guards(made[0]) == SENTINEL).all()
+    assert fixed_product(x[:0], weight).shape == (0, 130)

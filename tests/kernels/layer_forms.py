@@ -5,6 +5,14 @@ from __future__ import annotations
 import triton
 
 from kernels.activation import _LANES, _swiglu_kernel
+from kernels.fixed_product import (
+    STAGES,
+    TILE_INPUTS,
+    TILE_OUTPUTS,
+    TILE_ROWS,
+    WARPS,
+    _fixed_product_kernel,
+)
 from kernels.norm import _add_and_norm_kernel
 from kernels.quantize import _SMALLEST_SCALE, LARGEST, MOST_LANES, _quantize_rows_kernel, warps
 from kernels.rope_and_kv import _HEADS_AT_ONCE, _rope_and_kv_kernel
@@ -66,10 +74,30 @@ def _quantize(kind: str, width: int) -> Form:
     )
 
 
+def _fixed(kind: str) -> Form:
+    return Form(
+        f"fixed_product/{kind}",
+        _fixed_product_kernel,
+        {
+            "weight": f"tensordesc<{kind}[{TILE_OUTPUTS}, {TILE_INPUTS}]>",
+            "x": f"tensordesc<{kind}[{TILE_ROWS}, {TILE_INPUTS}]>",
+            "out_ptr": f"*{kind}",
+            "inputs": "i32",
+            "outputs": "i32",
+            "rows": "i32",
+        },
+        {"OUTPUTS": TILE_OUTPUTS, "ROWS": TILE_ROWS, "INPUTS": TILE_INPUTS},
+        WARPS,
+        STAGES,
+        ("inputs", "outputs"),
+    )
+
+
 FORMS = [
     *(_rope(kind) for kind in ("bf16", "fp16")),
     *(_norm("bf16", hidden) for hidden in (3072, 4096, 5120)),
     _norm("fp16", 5120),
     *(_swiglu(kind) for kind in ("bf16", "fp16")),
+    *(_fixed(kind) for kind in ("bf16", "fp16")),
     *(_quantize("bf16", width) for width in (4096, 5120, 16_384)),
 ]
