@@ -95,7 +95,7 @@ def fp8_product(section: Section) -> Row:
 
 
 def fixed_tiles(section: Section) -> Row:
-    """A product in fixed tiles, against float64; and its rows in batches of other sizes, which must be the same bits."""
+    """A product in fixed tiles, against float64; its rows in batches of other sizes must have the same bits."""
     config = TINY if section.tiny else MODELS["14B"]
     rows, draw = 200, section.draw(10)
     x, weight = (
