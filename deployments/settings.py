@@ -11,7 +11,7 @@ from deployments.keys import ApiKey
 from deployments.tiers import DEFAULT_TIER, SERVICE_TIERS, TIERS, Tier, capacity_share
 from engine.checkpoint.config import ModelConfig
 from engine.checkpoint.memory import check_tensor_parallel
-from engine.config import Quantization
+from engine.config import Quantization, check_invariance
 from engine.errors import CheckpointError
 
 SHIPPED_MODEL = Path(__file__).parent.parent / "engine" / "tiny" / "checkpoint"
@@ -110,6 +110,7 @@ class AppArgs(BaseModel):
 
     @model_validator(mode="after")
     def _ranks_can_be_placed(self) -> AppArgs:
+        check_invariance(self.batch_invariant, self.quantization, self.tp)
         if self.tp == 1:
             return self
         if not self.replica_cpus and not self.replica_gpus:

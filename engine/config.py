@@ -54,9 +54,14 @@ class EngineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _invariance_is_possible(self) -> EngineConfig:
-        if self.batch_invariant and (self.quantization != "none" or self.tp > 1):
-            raise ValueError(
-                f"batch_invariant is true with quantization {self.quantization!r} and tp {self.tp}; allowed: "
-                "quantization 'none' and tp 1 (their sums follow the size of the batch)"
-            )
+        check_invariance(self.batch_invariant, self.quantization, self.tp)
         return self
+
+
+def check_invariance(batch_invariant: bool, quantization: Quantization, tp: int) -> None:
+    """Raises ValueError where rows cannot be kept from depending on their batch."""
+    if batch_invariant and (quantization != "none" or tp > 1):
+        raise ValueError(
+            f"batch_invariant is true with quantization {quantization!r} and tp {tp}; allowed: quantization 'none' and "
+            "tp 1 (their sums follow the size of the batch)"
+        )

@@ -82,26 +82,26 @@ def swiglu(section: Section, dtype: torch.dtype) -> Row:
     return judged(off(got, gate * torch.sigmoid(gate) * up), dtype, rows)
 
 
+def sides(section: Section, seed: int, rows: int) -> list[Tensor]:
+    """`rows` rows of an MLP's input and its first weight, in bf16."""
+    config = TINY if section.tiny else MODELS["14B"]
+    draw = section.draw(seed)
+    shapes = ((rows, config.hidden_size), (2 * config.intermediate_size, config.hidden_size))
+    return [torch.randn(shape, generator=draw, device=section.device).to(torch.bfloat16) for shape in shapes]
+
+
 def fp8_product(section: Section) -> Row:
     """The layers' product with FP8 on both sides, against float64 on the same FP8 numbers as PyTorch rounds them."""
-    config = TINY if section.tiny else MODELS["14B"]
-    rows, draw = 77, section.draw(9)
-    x, weight = (
-        torch.randn(shape, generator=draw, device=section.device).to(torch.bfloat16)
-        for shape in ((rows, config.hidden_size), (2 * config.intermediate_size, config.hidden_size))
-    )
+    rows = 77
+    x, weight = sides(section, 9, rows)
     left, right = (quantize_rows_torch(side).restored(torch.float64) for side in (x, weight))
     return judged(off(Fp8Linear(weight)(x), left @ right.t()), torch.bfloat16, rows)
 
 
 def fixed_tiles(section: Section) -> Row:
     """A product in fixed tiles, against float64; its rows in batches of other sizes must have the same bits."""
-    config = TINY if section.tiny else MODELS["14B"]
-    rows, draw = 200, section.draw(10)
-    x, weight = (
-        torch.randn(shape, generator=draw, device=section.device).to(torch.bfloat16)
-        for shape in ((rows, config.hidden_size), (2 * config.intermediate_size, config.hidden_size))
-    )
+    rows = 200
+    x, weight = sides(section, 10, rows)
     got = fixed_product(x, weight)
     parts = ((0, 1), (3, 35), (60, 190))
     alike = all(torch.equal(fixed_product(x[first:end], weight), got[first:end]) for first, end in parts)
