@@ -89,9 +89,7 @@ def test_what_was_measured_without_fp8_does_not_count(caplog: pytest.LogCaptureF
 @pytest.mark.parametrize("other", [{"quantization": "fp8"}, {"tp": 2}])
 def test_invariance_is_refused_where_it_cannot_be_kept(settings: type[BaseModel], other: dict[str, object]) -> None:
     assert settings.model_validate({"batch_invariant": True})
-    with pytest.raises(
-        ValidationError, match=r"batch_invariant is true with .*; allowed: quantization 'none'"
-    ):
+    with pytest.raises(ValidationError, match=r"batch_invariant is true with .*; allowed: quantization 'none'"):
         settings.model_validate({"batch_invariant": True, **other})
 
 
