@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
+import ray
 from ray import serve
 
 from deployments.app import build
 from deployments.keys import ApiKey
+from deployments.messages import NotInTime, ReplicaRequest
+from deployments.prediction import Size
 from deployments.settings import AppArgs
+from engine.plan import AR, Plan
 from tests.e2e.conftest import wait_until_ready
 
 MODEL = "stepdial-tiny"
 SECRET = "sk-two-routers"
 PROMPT = [1, *range(300, 492)]
 BODY = {"model": MODEL, "prompt": PROMPT, "max_tokens": 32, "temperature": 0, "ignore_eos": True, "seed": 1}
+MAX_SEQUENCES, MAX_WAITING = 16, 8
+FILLER_TOKENS = 800
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +35,7 @@ def pair(url: str) -> Iterator[str]:
     """An application of its own, whose routers hear of a replica's load only by the streams that they read."""
     args = AppArgs(
         routers=2, min_replicas=2, max_replicas=2, replica_cpus=0, router_cpus=0, drain_s=1, kv_tokens=65_536,
-        routing_stats_period_s=60,
+        max_sequences=MAX_SEQUENCES, max_waiting=MAX_WAITING, routing_stats_period_s=60,
         api_keys=(ApiKey(name="test", sha256=hashlib.sha256(SECRET.encode()).hexdigest()),),
     )  # fmt: skip
     serve.run(build(args), name="pair", route_prefix="/pair")
@@ -60,7 +68,7 @@ def test_without_a_known_key_nothing_is_answered(pair: str) -> None:
     assert httpx.get(f"{pair}/metrics", timeout=30).status_code == 200
 
 
-def burst(caller: httpx.Client, asked_ms: float, requests: int = 48) -> list[httpx.Response]:
+def burst(caller: httpx.Client, asked_ms: float | None, requests: int = 48) -> list[httpx.Response]:
     with ThreadPoolExecutor(24) as pool:
         return list(pool.map(lambda seed: complete(caller, seed=seed, latency_slo_ms=asked_ms), range(requests)))
 
@@ -85,13 +93,55 @@ def test_many_at_once_are_answered_or_told_what_is_feasible(caller: httpx.Client
             assert int(answer.headers["retry-after"]) >= 1
 
 
-def test_what_one_replica_refuses_the_next_one_takes(caller: httpx.Client) -> None:
-    """Both routers plan from old pictures, so that now and then one sends a request where the other has just been."""
-    asked_ms = 4 * smallest_ms(caller)
-    for _ in range(20):
-        answers = [answer.json() for answer in burst(caller, asked_ms) if answer.status_code == 200]
-        again = [one for one in answers if "planned again after a replica refused" in one["stepdial"]["reason"]]
-        if again:
-            assert all(one["usage"]["completion_tokens"] == 32 for one in again)
-            return
-    pytest.fail("no request went from a replica that refused it to another one")
+@ray.remote(num_cpus=0)
+class Filler:
+    """Keeps the queue of one replica full, past the routers, which do not hear of it."""
+
+    def __init__(self, replica: str) -> None:
+        self.replica = replica
+        self.handle = serve.get_deployment_handle("Replica", "pair").options(stream=True)
+        self.full = asyncio.Event()
+
+    async def fill(self) -> None:
+        await asyncio.gather(*(self._keep_asking(seed) for seed in range(MAX_SEQUENCES + MAX_WAITING + 1)))
+
+    async def filled(self) -> None:
+        await asyncio.wait_for(self.full.wait(), 30)
+
+    async def _keep_asking(self, seed: int) -> None:
+        while True:
+            request = ReplicaRequest(
+                request_id=f"filler-{uuid.uuid4().hex}",
+                prompt_token_ids=PROMPT,
+                options={"max_tokens": FILLER_TOKENS, "temperature": 0, "ignore_eos": True, "seed": seed},
+                plan=Plan((AR,)).to_dict(),
+                size=Size(len(PROMPT), FILLER_TOKENS),
+                ranked=(self.replica,),
+            )
+            async for message in self.handle.generate.remote(request):
+                if isinstance(message, NotInTime):
+                    self.full.set()
+                    await asyncio.sleep(0.5)
+
+
+@pytest.fixture
+def preferred(caller: httpx.Client) -> str:
+    """The replica that an idle request goes to."""
+    return str(complete(caller).json()["stepdial"]["replica"])
+
+
+@pytest.fixture
+def filler(preferred: str) -> Iterator[Any]:
+    actor = Filler.remote(preferred)
+    yield actor
+    ray.kill(actor)
+
+
+def test_what_one_replica_refuses_the_next_one_takes(caller: httpx.Client, filler: Any) -> None:
+    """A replica that was filled by others since the router last heard of it has the last word."""
+    filler.fill.remote()
+    ray.get(filler.filled.remote())
+    answers = [answer.json() for answer in burst(caller, None) if answer.status_code == 200]
+    again = [one for one in answers if "planned again after a replica refused" in one["stepdial"]["reason"]]
+    assert again
+    assert all(one["usage"]["completion_tokens"] == 32 for one in again)
