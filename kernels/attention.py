@@ -53,7 +53,13 @@ def padded_keys(reach: int) -> int:
 
 @lru_cache(maxsize=1)
 def key_blocks() -> KeyBlocks:
-    """The cut with the most safe numbers, the largest block of those.
+    """The cut with the most safe numbers, the largest block of those."""
+    return max(possible_key_blocks(), key=lambda blocks: len(blocks.safe))
+
+
+@lru_cache(maxsize=1)
+def possible_key_blocks() -> tuple[KeyBlocks, ...]:
+    """Every cut that keeps the bits here, the largest block first.
 
     MKL splits the sum over some numbers of keys in parts of its own choice, which depends on the CPU (with torch 2.13
     on AVX-512: AMD EPYC between 192 and 384, Intel Xeon above 384). So it is tried once per process (40 ms).
@@ -78,7 +84,7 @@ def key_blocks() -> KeyBlocks:
 
         return tuple(count for count in counts if count <= whole and alike(count))
 
-    return max((KeyBlocks(whole, safe(whole)) for whole in reversed(counts)), key=lambda blocks: len(blocks.safe))
+    return tuple(KeyBlocks(whole, safe(whole)) for whole in reversed(counts))
 
 
 def folded_rows(rows: int, heads_per_kv_head: int) -> int:
@@ -148,9 +154,19 @@ class AttentionGroup:
 
 
 def reach_mask(reach: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask `[..., keys]` from `reach` `[...]`: 0 where the key position is below it, else -inf."""
-    hidden = torch.arange(keys, device=reach.device) >= reach[..., None]
-    return torch.zeros(hidden.shape, dtype=dtype, device=reach.device).masked_fill_(hidden, float("-inf"))
+    """Additive mask `[..., keys]` from `reach` `[...]` (int64, 0..keys): 0 below a row's reach, else -inf."""
+    last = 1 << (keys - 1).bit_length()
+    masks = _masks(last, dtype)
+    # Copying rows costs a ninth of comparing every key with every reach.
+    return masks[:, :keys].index_select(0, last - reach.reshape(-1)).view(*reach.shape, keys)
+
+
+@lru_cache(maxsize=32)
+def _masks(keys: int, dtype: torch.dtype) -> Tensor:
+    """The mask row of reach r as row `keys - r` of `[keys + 1, keys]`: windows into one row of `2 * keys` values."""
+    row = torch.zeros(2 * keys, dtype=dtype)
+    row[keys:] = float("-inf")
+    return row.as_strided((keys + 1, keys), (1, 1))
 
 
 def reach_attention(query: Tensor, kv: Tensor, groups: list[AttentionGroup], scale: float) -> Tensor:

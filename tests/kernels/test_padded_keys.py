@@ -6,10 +6,10 @@ import torch
 import kernels.attention
 from kernels.attention import (
     AttentionGroup,
-    KeyBlocks,
     folding,
     key_blocks,
     padded_keys,
+    possible_key_blocks,
     reach_attention,
     reach_mask,
 )
@@ -21,8 +21,8 @@ ENDS = (1, 31, 33, 100, 150, 190, 193, 205, 257, 260, 300, 350, 381, 390, 450, 5
 def whole(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Keys of a block: as found here, and cut smaller, so that blocks are joined on every CPU."""
     if request.param is not None:
-        safe = tuple(count for count in (*range(32, 193, 32), request.param) if count in key_blocks().safe)
-        monkeypatch.setattr(kernels.attention, "key_blocks", lambda: KeyBlocks(request.param, safe))
+        blocks = next(blocks for blocks in possible_key_blocks() if blocks.whole == request.param)
+        monkeypatch.setattr(kernels.attention, "key_blocks", lambda: blocks)
     return kernels.attention.key_blocks().whole
 
 
