@@ -17,7 +17,7 @@ from tests.engine.serving import MODES, PROMPTS, Answer, answer, load
 SHORT = {"max_tokens": 6}
 REQUESTS: list[dict[str, Any]] = []
 for _place, _fields in enumerate(MODES.values()):
-    _small = {"block_length": min(_fields["block_length"], 5)} if "block_length" in _fields else {}
+    _small = {"block_length": min(_fields["block_length"], 3)} if "block_length" in _fields else {}
     _sampled = {"temperature": 0.9, "seed": 40 + _place} if _place % 2 else {"temperature": 0}
     REQUESTS.append(SHORT | _fields | _small | _sampled)
 REQUESTS += [
@@ -58,7 +58,7 @@ def test_answers_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fixed_tiles_give_the_same_answers_and_the_same_bits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    some = REQUESTS[:4]
+    some = [REQUESTS[1], REQUESTS[4]]
     want = answer(load(kv_tokens=2048), list(zip(PROMPTS, some, strict=False)))
     monkeypatch.setenv(VARIABLE, "triton")
     engine = load(kv_tokens=2048, batch_invariant=True, prefix_reuse=False)
