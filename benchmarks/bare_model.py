@@ -92,7 +92,7 @@ class BareModel:
                     drafts.append(torch.arange(row, row + rows))
                 wanted.append(torch.arange(row + rows - shape.wanted, row + rows))
                 place, row = place + 1, row + rows
-            mask = reach_mask(reach.repeat(1, fold), keys, self.model.dtype)[:, None]
+            mask = reach_mask(reach.repeat(1, fold).numpy(), keys, self.model.dtype)[:, None]
             groups.append(Group(first_row, len(members), rows, first_place, keys, mask))
         return BareForward(
             token_ids=torch.ones(row, dtype=torch.int64),

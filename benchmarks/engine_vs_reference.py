@@ -8,7 +8,7 @@
 - *bare*: our layers, head and argmax on contiguous padded K/V (`bare_model.py`), replaying the shapes of every forward
   that the engine ran for the same requests; so it is also what the engine's bookkeeping costs.
 
-The three alternate, repeat by repeat; medians with their spread are printed, then the bars. `auto` runs on the rungs of
+The three alternate, repeat by repeat; medians with their spread are printed, then the bars on paired ratios. `auto` runs on the rungs of
 the checkpoint's ladder that keep AR's quality, and beside it each of these rungs alone.
 """
 
@@ -146,21 +146,23 @@ def measure_auto(
 
 
 def judge(results: dict[str, dict[int, Measured]]) -> list[tuple[str, bool]]:
-    """The bars, on medians."""
+    """The bars: medians of the ratios of what ran side by side, since the machine's speed changes for seconds at a time."""
     bars: list[tuple[str, bool]] = []
 
-    def bar(text: str, value: float, least: float) -> None:
-        bars.append((f"{text}: {value:.2f} (at least {least})", value >= least))
+    def paired(text: str, mine: Sequence[float], others: Sequence[float], least: float) -> None:
+        ratios = [one / other for one, other in zip(mine, others, strict=True)]
+        value = statistics.median(ratios)
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        bars.append((f"{text}: {value:.2f} ({spread}; at least {least})", value >= least))
 
     for name in MODES:
         for concurrency, one in results.get(name, {}).items():
-            engine, reference, bare = (statistics.median(values) for values in (one.engine, one.reference, one.bare))
             if concurrency == 1:
-                bar(f"{name} at 1 against the released loop", engine / reference, 1.0)
+                paired(f"{name} at 1 against the released loop", one.engine, one.reference, 1.0)
             if name == "ar" and concurrency == 32:
-                bar(f"{name} at 32 against the released loop", engine / reference, 6.0)
+                paired(f"{name} at 32 against the released loop", one.engine, one.reference, 6.0)
             if name != "ar" and concurrency in (8, 32):
-                bar(f"{name} at {concurrency} against the bare model call", engine / bare, 0.85)
+                paired(f"{name} at {concurrency} against the bare model call", one.engine, one.bare, 0.85)
     for concurrency, one in results.get("auto", {}).items():
         single = {
             name: per[concurrency].engine
@@ -168,10 +170,7 @@ def judge(results: dict[str, dict[int, Measured]]) -> list[tuple[str, bool]]:
             if name.startswith("rung ") and concurrency in per
         }
         best = max(single, key=lambda name: statistics.median(single[name]))
-        # The machine's speed changes for seconds at a time, so what ran side by side is compared.
-        ratios = [mine / its for mine, its in zip(one.engine, single[best], strict=True)]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        bar(f"auto at {concurrency} against {best}, paired ({spread})", statistics.median(ratios), 0.95)
+        paired(f"auto at {concurrency} against {best}", one.engine, single[best], 0.95)
     return bars
 
 

@@ -105,7 +105,7 @@ def build_batch(
     drafts: list[int] = []
     groups: list[AttentionGroup] = []
     first_row = [0] * len(segments)
-    for rows, keys, causal, members in _groups(segments, heads):
+    for rows, keys, members in _groups(segments, heads):
         start_row = len(tokens)
         table = np.zeros((len(members), -(-keys // page_size)), dtype=np.int64)
         for place, index in enumerate(members):
@@ -121,7 +121,10 @@ def build_batch(
         key_slots = (table[:, :, None] * page_size + np.arange(page_size)).reshape(len(members), -1)[:, :keys]
         positions.append(position.reshape(-1))
         slots.append(key_slots[np.arange(len(members))[:, None], position].reshape(-1))
-        reach = starts + (_folded_offsets(rows, heads_per_kv_head) + 1 if causal else rows)
+        causal = np.array([rows > 1 and segments[index].causal for index in members])
+        reach = starts + rows
+        if causal.any():
+            reach = np.where(causal[:, None], starts + _folded_offsets(rows, heads_per_kv_head) + 1, reach)
         groups.append(
             AttentionGroup(
                 start=start_row,
@@ -129,7 +132,7 @@ def build_batch(
                 rows=rows,
                 fold=folding(len(members), rows, kv_heads, heads_per_kv_head, heads + 2 * kv_heads),
                 key_slots=torch.from_numpy(key_slots.reshape(-1)),
-                mask=reach_mask(torch.from_numpy(reach), keys, dtype)[:, None],
+                mask=reach_mask(reach, keys, dtype)[:, None],
             )
         )
     count = len(tokens)
@@ -150,20 +153,17 @@ def build_batch(
     )
 
 
-def _groups(segments: Seq[Segment], heads: int) -> list[tuple[int, int, bool, list[int]]]:
-    """Segments that one attention call takes: query rows of each, keys of each, whether causal, and which they are.
+def _groups(segments: Seq[Segment], heads: int) -> list[tuple[int, int, list[int]]]:
+    """Segments that one attention call takes: query rows of each, keys of each, and which they are.
 
     Equally many rows make a group. Where the contexts' lengths differ, those are joined whose additional padding costs
     less than a call of their own; more padding changes no bits (`padded_keys`).
     """
-    kinds: dict[tuple[int, bool], dict[int, list[int]]] = {}
+    by_rows: dict[int, dict[int, list[int]]] = {}
     for index, segment in enumerate(segments):
-        rows = len(segment.tokens)
-        # One row is the same causal or not.
-        by_keys = kinds.setdefault((rows, segment.causal and rows > 1), {})
-        by_keys.setdefault(padded_keys(segment.end), []).append(index)
+        by_rows.setdefault(len(segment.tokens), {}).setdefault(padded_keys(segment.end), []).append(index)
     groups = []
-    for (rows, causal), by_keys in kinds.items():
+    for rows, by_keys in by_rows.items():
         longest = 0
         members: list[int] = []
         for keys in sorted(by_keys, reverse=True):
@@ -171,7 +171,7 @@ def _groups(segments: Seq[Segment], heads: int) -> list[tuple[int, int, bool, li
                 members += by_keys[keys]
                 continue
             longest, members = keys, list(by_keys[keys])
-            groups.append((rows, longest, causal, members))
+            groups.append((rows, longest, members))
     return groups
 
 

@@ -71,7 +71,7 @@ def possible_key_blocks() -> tuple[KeyBlocks, ...]:
     )
 
     def attended(reach: int, count: int) -> Tensor:
-        mask = reach_mask(torch.full((1, 1, rows), reach), count, query.dtype)
+        mask = reach_mask(np.full((1, 1, rows), reach), count, query.dtype)
         return F.scaled_dot_product_attention(query, keys[:, :, :count], values[:, :, :count], attn_mask=mask)
 
     counts = range(KEY_STEP, TORCH_BLOCK + 1, KEY_STEP)
@@ -153,12 +153,12 @@ class AttentionGroup:
     mask: Tensor
 
 
-def reach_mask(reach: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
+def reach_mask(reach: np.ndarray, keys: int, dtype: torch.dtype) -> Tensor:
     """Additive mask `[..., keys]` from `reach` `[...]` (int64, 0..keys): 0 below a row's reach, else -inf."""
     last = 1 << (keys - 1).bit_length()
     masks = _masks(last, dtype)
     # Copying rows costs a ninth of comparing every key with every reach.
-    return masks[:, :keys].index_select(0, last - reach.reshape(-1)).view(*reach.shape, keys)
+    return masks[:, :keys].index_select(0, torch.from_numpy(last - reach.reshape(-1))).view(*reach.shape, keys)
 
 
 @lru_cache(maxsize=32)

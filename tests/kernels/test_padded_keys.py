@@ -1,5 +1,6 @@
 """A row's attention has the same bits however many keys follow its own: what padding the keys is for."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,7 +38,7 @@ def test_a_row_has_the_same_bits_whatever_follows_it(rows: int, dim: int, whole:
         """Six query heads on two K/V heads; the rows' reach is `reach`, the group's longest sequence has `end` keys."""
         count = padded_keys(end)
         fold = folding(1, rows, 2, 3, 10)
-        mask = reach_mask(torch.full((1, 1, len(fold.into) // 2), reach), count, kind)
+        mask = reach_mask(np.full((1, 1, len(fold.into) // 2), reach), count, kind)
         group = AttentionGroup(0, 1, rows, fold, torch.arange(count), mask)
         return reach_attention(query.to(kind), kv.to(kind), [group], dim**-0.5)
 
