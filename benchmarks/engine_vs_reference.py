@@ -8,8 +8,8 @@
 - *bare*: our layers, head and argmax on contiguous padded K/V (`bare_model.py`), replaying the shapes of every forward
   that the engine ran for the same requests; so it is also what the engine's bookkeeping costs.
 
-The three alternate, repeat by repeat; medians with their spread are printed, then the bars on paired ratios. `auto` runs on the rungs of
-the checkpoint's ladder that keep AR's quality, and beside it each of these rungs alone.
+The three alternate, repeat by repeat; medians with their spread are printed, then the bars on paired ratios. `auto`
+runs on the rungs of the checkpoint's ladder that keep AR's quality, and beside it each of these rungs alone.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def measure_auto(
 
 
 def judge(results: dict[str, dict[int, Measured]]) -> list[tuple[str, bool]]:
-    """The bars: medians of the ratios of what ran side by side, since the machine's speed changes for seconds at a time."""
+    """The bars, on medians of ratios of what ran side by side: a machine's speed changes for seconds at a time."""
     bars: list[tuple[str, bool]] = []
 
     def paired(text: str, mine: Sequence[float], others: Sequence[float], least: float) -> None:
