@@ -141,7 +141,7 @@ def test_what_one_replica_refuses_the_next_one_takes(caller: httpx.Client, fille
     """A replica that was filled by others since the router last heard of it has the last word."""
     filler.fill.remote()
     ray.get(filler.filled.remote())
-    answers = [answer.json() for answer in burst(caller, None) if answer.status_code == 200]
+    answers = [answer.json() for answer in burst(caller, None, requests=16) if answer.status_code == 200]
     again = [one for one in answers if "planned again after a replica refused" in one["stepdial"]["reason"]]
     assert again
     assert all(one["usage"]["completion_tokens"] == 32 for one in again)
