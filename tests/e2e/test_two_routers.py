@@ -73,6 +73,66 @@ def burst(caller: httpx.Client, asked_ms: float | None, requests: int = 48) -> l
         return list(pool.map(lambda seed: complete(caller, seed=seed, latency_slo_ms=asked_ms), range(requests)))
 
 
+@ray.remote(num_cpus=0)
+class Filler:
+    """Keeps the queue of one replica full, past the routers, which do not hear of it."""
+
+    def __init__(self, replica: str) -> None:
+        self.replica = replica
+        self.handle = serve.get_deployment_handle("Replica", "pair").options(stream=True)
+        self.full = asyncio.Event()
+
+    async def fill(self) -> None:
+        await asyncio.gather(*(self._keep_asking(seed) for seed in range(MAX_SEQUENCES + MAX_WAITING + 1)))
+
+    async def filled(self) -> None:
+        await asyncio.wait_for(self.full.wait(), 30)
+
+    async def _keep_asking(self, seed: int) -> None:
+        refused = 0
+        while True:
+            request = ReplicaRequest(
+                request_id=f"filler-{uuid.uuid4().hex}",
+                prompt_token_ids=PROMPT,
+                options={"max_tokens": FILLER_TOKENS, "temperature": 0, "ignore_eos": True, "seed": seed},
+                plan=Plan((AR,)).to_dict(),
+                size=Size(len(PROMPT), FILLER_TOKENS),
+                ranked=(self.replica,),
+            )
+            async for message in self.handle.generate.remote(request):
+                if not isinstance(message, NotInTime):
+                    refused = 0
+                    continue
+                refused += 1
+                # Before the first forward the queue is full, but all places are free.
+                if refused == 5:
+                    self.full.set()
+                await asyncio.sleep(0.1)
+
+
+@pytest.fixture
+def preferred(caller: httpx.Client) -> str:
+    """The replica that an idle request goes to."""
+    return str(complete(caller).json()["stepdial"]["replica"])
+
+
+@pytest.fixture
+def filler(preferred: str) -> Iterator[Any]:
+    actor = Filler.remote(preferred)
+    yield actor
+    ray.kill(actor)
+
+
+def test_what_one_replica_refuses_the_next_one_takes(caller: httpx.Client, filler: Any) -> None:
+    """A replica that was filled by others since the routers last heard of it, when it was idle, has the last word."""
+    filler.fill.remote()
+    ray.get(filler.filled.remote())
+    answers = [answer.json() for answer in burst(caller, None, requests=32) if answer.status_code == 200]
+    again = [one for one in answers if "planned again after a replica refused" in one["stepdial"]["reason"]]
+    assert again
+    assert all(one["usage"]["completion_tokens"] == 32 for one in again)
+
+
 def smallest_ms(caller: httpx.Client) -> float:
     return float(complete(caller, latency_slo_ms=1).json()["error"]["smallest_feasible_slo_ms"])
 
@@ -91,57 +151,3 @@ def test_many_at_once_are_answered_or_told_what_is_feasible(caller: httpx.Client
             assert answer.json()["error"]["smallest_feasible_slo_ms"] > asked_ms
         if answer.status_code == 429:
             assert int(answer.headers["retry-after"]) >= 1
-
-
-@ray.remote(num_cpus=0)
-class Filler:
-    """Keeps the queue of one replica full, past the routers, which do not hear of it."""
-
-    def __init__(self, replica: str) -> None:
-        self.replica = replica
-        self.handle = serve.get_deployment_handle("Replica", "pair").options(stream=True)
-        self.full = asyncio.Event()
-
-    async def fill(self) -> None:
-        await asyncio.gather(*(self._keep_asking(seed) for seed in range(MAX_SEQUENCES + MAX_WAITING + 1)))
-
-    async def filled(self) -> None:
-        await asyncio.wait_for(self.full.wait(), 30)
-
-    async def _keep_asking(self, seed: int) -> None:
-        while True:
-            request = ReplicaRequest(
-                request_id=f"filler-{uuid.uuid4().hex}",
-                prompt_token_ids=PROMPT,
-                options={"max_tokens": FILLER_TOKENS, "temperature": 0, "ignore_eos": True, "seed": seed},
-                plan=Plan((AR,)).to_dict(),
-                size=Size(len(PROMPT), FILLER_TOKENS),
-                ranked=(self.replica,),
-            )
-            async for message in self.handle.generate.remote(request):
-                if isinstance(message, NotInTime):
-                    self.full.set()
-                    await asyncio.sleep(0.5)
-
-
-@pytest.fixture
-def preferred(caller: httpx.Client) -> str:
-    """The replica that an idle request goes to."""
-    return str(complete(caller).json()["stepdial"]["replica"])
-
-
-@pytest.fixture
-def filler(preferred: str) -> Iterator[Any]:
-    actor = Filler.remote(preferred)
-    yield actor
-    ray.kill(actor)
-
-
-def test_what_one_replica_refuses_the_next_one_takes(caller: httpx.Client, filler: Any) -> None:
-    """A replica that was filled by others since the router last heard of it has the last word."""
-    filler.fill.remote()
-    ray.get(filler.filled.remote())
-    answers = [answer.json() for answer in burst(caller, None, requests=16) if answer.status_code == 200]
-    again = [one for one in answers if "planned again after a replica refused" in one["stepdial"]["reason"]]
-    assert again
-    assert all(one["usage"]["completion_tokens"] == 32 for one in again)
