@@ -6,7 +6,8 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from starlette.routing import Route
 from deployments.errors import ApiError, invalid
 from deployments.exchange import Exchange
 from deployments.keys import ApiKey, by_hash, key_of
+from deployments.listener import Listener
 from deployments.load_board import BOARD
 from deployments.metrics import merge_texts
 from deployments.openai_types import (
@@ -66,10 +68,29 @@ class Ingress:
         self.keys = by_hash(args.api_keys)
         self.created = int(time.time())
         self.name = serve.get_replica_context().replica_id.unique_id
-        warm_up(args.served_name)
+        self.model = args.served_name
+        self.listener: Listener | None = None
+        warm_up(self.model)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return build_api(self)
+
+    @asynccontextmanager
+    async def listening(self, api: Starlette) -> AsyncIterator[None]:
+        """The router's own port, where one is configured, as long as Serve runs the application."""
+        args = self.args
+        if args.router_port is None:
+            yield
+            return
+        self.listener = Listener(api, args.router_host, args.router_port, args.drain_s)
+        await self.listener.start()
+        yield
+        await self.listener.stop()
+
+    def check_health(self) -> None:
+        """Raises when the router's own port is dead; Serve then replaces this router."""
+        if self.listener is not None and not self.listener.running:
+            raise RuntimeError(f"nothing listens on port {self.args.router_port}")
 
     async def respond(self, request: Request, kind: type[ApiRequest]) -> Response:
         """Answers a chat or a completion."""
@@ -108,7 +129,7 @@ class Ingress:
         # The first event decides the status: after it only an error event can be sent.
         first = await anext(events)
         chat = isinstance(parsed, ChatCompletionRequest)
-        answer = Answer(chat, job.request_id, self.args.served_name, int(time.time()), parsed.service_tier)
+        answer = Answer(chat, job.request_id, self.model, int(time.time()), parsed.service_tier)
         shown = Exchange(self.router, job, parsed, answering, answer, events, first)
         return await (shown.streamed() if parsed.stream else shown.whole())
 
@@ -117,7 +138,7 @@ class Ingress:
         if not BOARD.loads():
             await self.router.find_replicas()
         body = self.router.planning.explained(job, BOARD.loads())
-        return JSONResponse({"model": self.args.served_name, **body})
+        return JSONResponse({"model": self.model, **body})
 
     async def _read(self, request: Request, kind: type[ApiRequest] | None, seen: _Seen) -> tuple[ApiRequest, Job]:
         """The checked request. Raises ApiError and InvalidRequest."""
@@ -126,8 +147,8 @@ class Ingress:
         parsed = parse_options(kind or request_kind(body), body)
         if not isinstance(parsed, ApiRequest):
             raise TypeError("a request of this API is an ApiRequest")
-        if parsed.model != self.args.served_name:
-            text = f"model is {parsed.model!r}; allowed: {self.args.served_name!r}"
+        if parsed.model != self.model:
+            text = f"model is {parsed.model!r}; allowed: {self.model!r}"
             raise ApiError(400, text, "model", "model_not_found")
         job = self.router.planning.job(parsed, request.headers, request_id_of(request), seen.arrived_s, key)
         seen.tier = job.tier.name
@@ -174,7 +195,7 @@ def build_api(ingress: Ingress) -> Starlette:
             ingress.key_of(request)
         except ApiError as error:
             return error_response(error)
-        return JSONResponse(model_list(ingress.args.served_name, ingress.created, ingress.router.planning.context))
+        return JSONResponse(model_list(ingress.model, ingress.created, ingress.router.planning.context))
 
     async def one_model(request: Request) -> Response:
         name = request.path_params["name"]
@@ -182,8 +203,8 @@ def build_api(ingress: Ingress) -> Starlette:
             ingress.key_of(request)
         except ApiError as error:
             return error_response(error)
-        if name != ingress.args.served_name:
-            text = f"model is {name!r}; allowed: {ingress.args.served_name!r}"
+        if name != ingress.model:
+            text = f"model is {name!r}; allowed: {ingress.model!r}"
             return error_response(ApiError(404, text, "model", "model_not_found"))
         return JSONResponse(model_entry(name, ingress.created, ingress.router.planning.context))
 
@@ -211,7 +232,7 @@ def build_api(ingress: Ingress) -> Starlette:
         Route("/ready", ready),
         Route("/metrics", metrics),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: http_error})
+    return Starlette(routes=routes, exception_handlers={HTTPException: http_error}, lifespan=ingress.listening)
 
 
 async def http_error(request: Request, error: Exception) -> Response:

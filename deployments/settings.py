@@ -44,6 +44,13 @@ class AppArgs(BaseModel):
     health_period_s: float = Field(2.0, gt=0, description="Seconds between health checks of a replica.")
 
     routers: int = Field(1, ge=1, le=64, description="Router processes.")
+    router_port: int | None = Field(
+        None,
+        ge=1,
+        le=65_535,
+        description="HTTP port that the routers of a node share, besides Serve's proxy; null = none.",
+    )
+    router_host: str = Field("127.0.0.1", description="Address that it is bound to.")
     router_cpus: float = Field(0.2, ge=0, le=64, description="Logical CPUs that Ray reserves for a router.")
     max_ongoing_requests: int = Field(4096, ge=1, description="Open requests per router and per replica.")
     routing_stats_period_s: float = Field(0.5, ge=0.1, le=60, description="Seconds between a replica's load reports.")
