@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from deployments.openai_types import (
     request_kind,
     usage,
 )
+from deployments.request_id import HEADER, request_id
 from deployments.router import Router
 from engine.errors import InvalidRequest
 from engine.request import parse_options
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ray.serve")
 MAX_BODY_BYTES = 1 << 20
-MAX_REQUEST_ID = 128
 
 
 @dataclass(slots=True)
@@ -150,7 +149,9 @@ class Ingress:
         if parsed.model != self.model:
             text = f"model is {parsed.model!r}; allowed: {self.model!r}"
             raise ApiError(400, text, "model", "model_not_found")
-        job = self.router.planning.job(parsed, request.headers, request_id_of(request), seen.arrived_s, key)
+        job = self.router.planning.job(
+            parsed, request.headers, request_id(request.headers.get(HEADER)), seen.arrived_s, key
+        )
         seen.tier = job.tier.name
         return parsed, job
 
@@ -260,12 +261,6 @@ async def read_json(request: Request) -> Any:
         return json.loads(bytes(body))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {error}", "body", "not_json") from None
-
-
-def request_id_of(request: Request) -> str:
-    """The client's `x-request-id`, or a fresh one."""
-    given = request.headers.get("x-request-id", "")
-    return given if 0 < len(given) <= MAX_REQUEST_ID and given.isprintable() else uuid.uuid4().hex
 
 
 def error_response(error: ApiError) -> Response:

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import uvicorn
+from starlette.datastructures import Headers, MutableHeaders
+
+from deployments.request_id import HEADER, request_id
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,7 +32,7 @@ class Listener:
         """`drain_s`: seconds that open answers get when it stops."""
         self.host, self.port = host, port
         config = uvicorn.Config(
-            UntilDisconnect(app),
+            Named(UntilDisconnect(app)),
             lifespan="off",
             access_log=False,
             log_config=None,
@@ -70,6 +73,28 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class Named:
+    """Gives every request its id, and its answer too, as Serve's proxy does."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        name = request_id(Headers(scope=scope).get(HEADER))
+        others = [(key, value) for key, value in scope["headers"] if key != HEADER.encode()]
+        scope["headers"] = [*others, (HEADER.encode(), name.encode("latin-1"))]
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[HEADER] = name
+            await send(message)
+
+        await self.app(scope, receive, send_named)
 
 
 class UntilDisconnect:

@@ -77,23 +77,28 @@ def test_a_bad_prompt_is_named(url: str, prompt: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[1, 2]", b'"text"', b"null", b"[" * 100_000])
-def test_a_body_that_is_no_object_is_400(url: str, body: bytes) -> None:
-    answer = httpx.post(f"{url}/v1/chat/completions", content=body, timeout=30)
+def test_a_body_that_is_no_object_is_400(address: str, body: bytes) -> None:
+    answer = httpx.post(f"{address}/v1/chat/completions", content=body, timeout=30)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "body"
 
 
-def test_other_statuses_have_the_same_shape(url: str) -> None:
-    large = httpx.post(f"{url}/v1/completions", content=b" " * (2 << 20), timeout=30)
-    answers = [large, httpx.get(f"{url}/nowhere"), httpx.get(f"{url}/v1/completions"), httpx.get(f"{url}/v1/models/x")]
+def test_other_statuses_have_the_same_shape(address: str) -> None:
+    large = httpx.post(f"{address}/v1/completions", content=b" " * (2 << 20), timeout=30)
+    answers = [
+        large,
+        httpx.get(f"{address}/nowhere"),
+        httpx.get(f"{address}/v1/completions"),
+        httpx.get(f"{address}/v1/models/x"),
+    ]
     assert [answer.status_code for answer in answers] == [413, 404, 405, 404]
     for answer in answers:
         assert set(answer.json()["error"]) >= {"message", "type", "param", "code"}
 
 
-def test_a_bad_header_is_named(url: str) -> None:
+def test_a_bad_header_is_named(address: str) -> None:
     headers = {"x-stepdial-latency-slo-ms": "soon"}
-    answer = httpx.post(f"{url}/v1/chat/completions", json=CHAT, headers=headers, timeout=30)
+    answer = httpx.post(f"{address}/v1/chat/completions", json=CHAT, headers=headers, timeout=30)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "x-stepdial-latency-slo-ms"
 

@@ -27,8 +27,8 @@ def test_models(client: OpenAI) -> None:
     assert client.models.retrieve(MODEL).owned_by == "stepdial"
 
 
-def test_a_chat_says_what_it_got(client: OpenAI) -> None:
-    raw = client.chat.completions.with_raw_response.create(
+def test_a_chat_says_what_it_got(caller: OpenAI) -> None:
+    raw = caller.chat.completions.with_raw_response.create(
         model=MODEL,
         messages=MESSAGES,
         temperature=0,
@@ -56,13 +56,13 @@ def test_a_chat_says_what_it_got(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("decoding", ["ar", "diffusion", "self_speculation"])
-def test_a_stream_gives_the_same_text_as_a_whole_answer(client: OpenAI, decoding: str) -> None:
+def test_a_stream_gives_the_same_text_as_a_whole_answer(caller: OpenAI, decoding: str) -> None:
     asked: dict[str, Any] = {
         "model": MODEL, "messages": MESSAGES, "temperature": 0.7, "seed": 5, "max_tokens": 70,
         "extra_body": {"decoding": decoding, "min_tokens": 70, "cache_salt": f"{decoding}"},
     }  # fmt: skip
-    whole = client.chat.completions.create(**asked)
-    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    whole = caller.chat.completions.create(**asked)
+    chunks = list(caller.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
     assert chunks[0].choices[0].delta.role == "assistant"
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content

@@ -55,15 +55,15 @@ def test_metrics_of_engine_and_router_parse(url: str, client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_frees_its_sequence_at_once(url: str, stream: bool) -> None:
+def test_a_client_that_leaves_frees_its_sequence_at_once(url: str, address: str, stream: bool) -> None:
     cancelled = total(url, "stepdial_engine_finished_total", reason="cancelled")
     body = {**LONG, "stream": stream}
     if stream:
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=30) as answer:
+        with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=30) as answer:
             next(answer.iter_lines())
     else:
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/v1/completions", json=body, timeout=0.4)
+            httpx.post(f"{address}/v1/completions", json=body, timeout=0.4)
     assert eventually(lambda: total(url, "stepdial_engine_sequences_running") == 0, 2.0)
     assert total(url, "stepdial_engine_finished_total", reason="cancelled") == cancelled + 1
     assert total(url, "stepdial_engine_kv_pages_in_use") == 0
