@@ -1,15 +1,15 @@
 """What the router adds over a bare Serve stream: same cluster, same replica, same engine work, alternating.
 
-`python -m benchmarks.router_overhead` prints a table and writes `benchmarks/results/router_overhead.json`. Three paths:
+`python -m benchmarks.router_overhead` prints a table and writes `benchmarks/results/router_overhead.json`. Four paths:
 `one_chunk` is an ingress that answers one chunk by itself (HTTP alone); `bare` is the least that streams from a replica
 (an ingress that passes a fixed request on and its chunks back); `stepdial` is `/v1/completions` with its checks, plan,
-admission, OpenAI's events and the answer's report. Every answer is one block of 32 tokens in two denoise steps.
+admission, OpenAI's events and the answer's report; `own_port` the same at the router's own port, without Serve's proxy.
+Every answer is one block of 32 tokens in two denoise steps.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -29,6 +29,7 @@ from deployments.app import build
 from deployments.history import quantile
 from deployments.messages import Piece, ReplicaRequest
 from deployments.prediction import Size
+from deployments.serve_local import free_port
 from deployments.settings import AppArgs
 from engine.plan import Plan, diffusion
 
@@ -66,18 +67,16 @@ class Bare:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Deploys, measures in turn, prints and writes."""
     options = parsed(command_parser("router_overhead", __doc__), arguments)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port, own_port = free_port(), free_port()
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         quiet = {"enable_access_log": False, "log_level": "WARNING"}
-        args = AppArgs(replica_cpus=0, router_cpus=0, kv_tokens=32_768)
+        args = AppArgs(replica_cpus=0, router_cpus=0, kv_tokens=32_768, router_port=own_port)
         serve.run(build(args), name="stepdial", route_prefix="/", logging_config=quiet)
         bare = serve.deployment(Bare, name="Bare", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)
         serve.run(bare.bind(), name="bare", route_prefix="/bare", logging_config=quiet)
-        report = measure(f"http://127.0.0.1:{port}")
+        report = measure(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{own_port}")
     finally:
         serve.shutdown()
         ray.shutdown()
@@ -85,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_table(report)
 
 
-def measure(url: str) -> dict[str, Any]:
+def measure(url: str, own_url: str) -> dict[str, Any]:
     """Total latency and time to the first text of each path, milliseconds."""
     body = {
         "model": "stepdial-tiny", "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True,
@@ -95,6 +94,7 @@ def measure(url: str) -> dict[str, Any]:
         "one_chunk": ("GET", f"{url}/bare/one_chunk", None),
         "bare": ("GET", f"{url}/bare/stream", None),
         "stepdial": ("POST", f"{url}/v1/completions", body),
+        "own_port": ("POST", f"{own_url}/v1/completions", body),
     }
     load_before = os.getloadavg()[0]
     totals: dict[str, list[float]] = {name: [] for name in paths}
@@ -114,12 +114,15 @@ def measure(url: str) -> dict[str, Any]:
         }
         for name in paths
     }
-    added = {key: rows["stepdial"][key] - rows["bare"][key] for key in rows["bare"]}
+    added = {
+        name: {key: rows[name][key] - rows["bare"][key] for key in rows["bare"]} for name in ("stepdial", "own_port")
+    }
     return {
         "load_average_before": load_before,
         "rounds": ROUNDS,
         "paths": rows,
-        "added_by_the_router": added,
+        "added_by_the_router": added["stepdial"],
+        "added_at_its_own_port": added["own_port"],
     }
 
 
@@ -135,7 +138,11 @@ def one_call(client: httpx.Client, method: str, url: str, body: dict[str, Any] |
 
 
 def print_table(report: dict[str, Any]) -> None:
-    rows = {**report["paths"], "added by the router": report["added_by_the_router"]}
+    rows = {
+        **report["paths"],
+        "added by the router": report["added_by_the_router"],
+        "added at its own port": report["added_at_its_own_port"],
+    }
     print(f"{'ms':22}" + "".join(f"{key.removesuffix('_ms').replace('_', ' '):>12}" for key in rows["bare"]))
     for name, row in rows.items():
         print(f"{name:22}" + "".join(f"{value:12.2f}" for value in row.values()))
