@@ -28,7 +28,7 @@ from engine.decoding.rung_choice import (
     tokens_ahead,
     worth_of,
 )
-from engine.pace import NOBODY, Ride, Riders, StepTable, ride
+from engine.pace import NOBODY, Pacing, Ride, Riders, StepTable, mean_forward_s
 from engine.scheduler import PATIENCE
 
 if TYPE_CHECKING:
@@ -70,14 +70,16 @@ class View:
     """The sequences with a deadline as riders of one forward.
 
     Attributes:
-        timed: the sequences, `riders` in their order. fixed_s: of a forward, whoever rides: its base, and the share of
-            those without a deadline that have waited too long. price: tokens that a second of the engine is worth.
+        timed: the sequences, `riders` and `pacing` in their order. fixed_s: of a forward, whoever rides: its base, and
+            the share of those without a deadline that have waited too long. price: tokens that a second of the engine
+            is worth.
         crowd: of all sequences. best: the rung (index) of each ladder's best quality that is worth most.
     """
 
     timed: list[Sequence]
     riders: Riders
     table: StepTable
+    pacing: Pacing
     ride: Ride
     fixed_s: float
     price: float
@@ -143,8 +145,9 @@ class Outlook:
         best = {ladder: self._best(ladder, values, price) for ladder, values in worth.items()}
         table, rows = self._table(survey.timed, worth, price)
         riders = self._riders(survey.timed, rows, now) if survey.timed else NOBODY
-        riding = ride(riders, table, survey.fixed_s)
-        return View(survey.timed, riders, table, riding, survey.fixed_s, price, survey.crowd, best)
+        pacing = Pacing(riders, table)
+        riding = pacing.ride(mean_forward_s([pacing], survey.fixed_s))
+        return View(survey.timed, riders, table, pacing, riding, survey.fixed_s, price, survey.crowd, best)
 
     def rungs(self, borders: Iterable[Sequence], view: View) -> dict[Sequence, Rung]:
         """The next rung of every sequence in `borders`, whose plans leave it open."""
@@ -200,13 +203,18 @@ class Outlook:
         ride in it, so it is paid for as many forwards as the longest sequence needs.
         """
         work_s = longest = 0.0
+        cost = self.cost
+        rates: dict[int, float] = {}  # by the rung's identity: hundreds of sequences share a few
         for sequence in sequences:
             rung = sequence.rung
-            forwards = max(1.0, self._ahead_by_recent_answers(sequence) / max(self.meter.expected(rung), 1e-3))
-            work_s += forwards * self.cost.own_s(rung.block_length, len(sequence.tokens))
-            work_s += self.cost.per_token_s * (sequence.prefill_target - sequence.cached)
+            rate = rates.get(id(rung))
+            if rate is None:
+                rate = rates[id(rung)] = max(self.meter.expected(rung), 1e-3)
+            forwards = max(1.0, self._ahead_by_recent_answers(sequence) / rate)
+            work_s += forwards * cost.own_s(rung.block_length, len(sequence.tokens))
+            work_s += cost.per_token_s * (sequence.prefill_target - sequence.cached)
             longest = max(longest, forwards)
-        return self.cost.base_s * longest + work_s
+        return cost.base_s * longest + work_s
 
     def _place(self, newcomer: Newcomer, view: View) -> Rung | None:
         """The newcomer's rung in a forward with all others, None if it or somebody who is not late now would be."""
@@ -215,9 +223,9 @@ class Outlook:
         group = 0 if plan.pinned else ladder.group_of(plan.start)
         steps = steps_down(ladder, self._worth(ladder, view.crowd), view.price, group)
         chunks = -(-newcomer.prompt_tokens // self.prefill_chunk)
-        table = StepTable([*view.table.steps, steps])
+        table = StepTable([steps])
         alone = Riders(
-            ladder=np.array([len(table.steps) - 1]),
+            ladder=np.array([0]),
             first=np.array([0]),
             tokens=np.array([float(newcomer.output_tokens)]),
             left_s=np.array([inf if newcomer.left_s is None else newcomer.left_s - self.slip_s]),
@@ -227,14 +235,24 @@ class Outlook:
             prompt_s=np.array([self.cost.per_token_s * newcomer.prompt_tokens]),
             share=np.array([newcomer.share]),
         )
-        riders = Riders.joined(view.riders, alone)
         late_before = int(view.ride.late.sum())
-        # Where the rung that it would choose takes too much of the others' time, a faster one may not.
-        for first in range(len(steps)):
-            riders.first[-1] = first
-            together = ride(riders, table, view.fixed_s)
-            if int(together.late.sum()) <= late_before and not together.tight[-1]:
-                return ladder.rungs[steps[int(together.places[-1])].rung]
+        first = 0
+        while first < len(steps):
+            alone.first[0] = first
+            own = Pacing(alone, table)
+            together_s = mean_forward_s((view.pacing, own), view.fixed_s, view.ride.forward_s)
+            mine = own.ride(together_s)
+            place = int(mine.places[0])
+            if mine.tight[0]:
+                # On its quickest step from the start it may leave more room than on its way there.
+                if place <= first:
+                    return None
+                first = place
+                continue
+            if int(view.pacing.ride(together_s).late.sum()) <= late_before:
+                return ladder.rungs[steps[place].rung]
+            # Where the rung that it would choose takes too much of the others' time, a faster one may not.
+            first = place + 1
         return None
 
     def _table(self, timed: Seq[Sequence], worth: Mapping[Ladder, Worth], price: float) -> tuple[StepTable, list[int]]:

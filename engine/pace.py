@@ -11,7 +11,7 @@ or ride less. Pure, seconds throughout; arrays, because it runs before every for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -83,13 +83,6 @@ class Riders:
     def __len__(self) -> int:
         return len(self.ladder)
 
-    @staticmethod
-    def joined(some: Riders, more: Riders) -> Riders:
-        """Both, in this order."""
-        return Riders(
-            *(np.concatenate((getattr(some, item.name), getattr(more, item.name))) for item in fields(Riders))
-        )
-
 
 NOBODY = Riders(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), *(np.zeros(0) for _ in range(7)))
 
@@ -118,49 +111,81 @@ class Ride:
         self.pace_s = pace_s
 
 
-def ride(riders: Riders, table: StepTable, fixed_s: float) -> Ride:
-    """The shortest mean forward in which every rider, late ones apart, keeps its deadlines.
+class Pacing:
+    """Riders' paces on every step of their ladders: all that a ride needs, worked out once.
 
-    `fixed_s`: base of a forward and what rides in it anyway. A tight rider rides on the rung of its loosest pace.
+    Attributes:
+        pace_s: `[riders, steps]`, the longest forward that keeps the deadlines on that step.
+        quickest: int64 `[riders]`, the step with the most room, for those whom none suits.
     """
-    if len(riders) == 0:
-        nobody = np.zeros(0)
-        return Ride(fixed_s, nobody.astype(np.int64), nobody.astype(bool), nobody.astype(bool), nobody)
-    rows = riders.ladder
-    prompt_forwards, prompt_s = riders.prompt_forwards[:, None], riders.prompt_s[:, None]
-    forwards = np.maximum(1.0, riders.tokens[:, None] / table.tokens[rows] + table.rest[rows]) + prompt_forwards
-    own_s = table.own_s[rows] + riders.context_s[:, None] + prompt_s / forwards
-    # The prompt's own work is not spread over what comes after the first text.
-    until_first = (riders.first_left_s[:, None] - prompt_s) / (table.first_forwards[rows] + prompt_forwards)
-    pace_s = np.maximum(np.minimum(riders.left_s[:, None] / forwards, until_first), 0.0) * riders.share[:, None]
-    steps = np.arange(pace_s.shape[1])
-    # What a step leaves of a forward to the others. It is not always the last one that leaves most: it takes more
-    # itself, and short answers and first texts pay for a whole large block.
-    limit_s = pace_s / SAFETY
-    room_s = limit_s - own_s
-    most_s = np.maximum.accumulate(room_s[:, ::-1], axis=1)[:, ::-1]
-    limit_s[:, :-1] = np.where(most_s[:, 1:] > room_s[:, :-1], pace_s[:, :-1] / RESERVE, limit_s[:, :-1])
-    limit_s[(steps < riders.first[:, None]) | (steps > table.last[rows][:, None])] = -1.0
-    # Of equals the later one: when all is lost, the fewest forwards.
-    quickest = steps[-1] - limit_s[:, ::-1].argmax(axis=1)
-    everyone = np.arange(len(riders))
-    # One more column, which fits any forward: where no step does, the quickest. Rows behind one another for `take`.
-    columns = len(steps) + 1
-    limits_s = np.column_stack((limit_s, np.full(len(riders), np.inf)))
-    needed_s = np.maximum(np.column_stack((pace_s, pace_s[everyone, quickest])) / KEPT, 1e-9).ravel()
-    owns_s = np.column_stack((own_s, own_s[everyone, quickest])).ravel()
-    starts = everyone * columns
-    forward_s = fixed_s
-    for _ in range(MOST_ROUNDS):
-        places = (limits_s >= forward_s).argmax(axis=1)
-        at = places + starts
-        # One whose pace is looser than the forward rides as often as that asks for: it waits while others are tight.
-        duty = np.minimum(1.0, forward_s / needed_s.take(at))
-        longer_s = fixed_s + float(owns_s.take(at) @ duty)
+
+    def __init__(self, riders: Riders, table: StepTable) -> None:
+        count, rows = len(riders), riders.ladder
+        prompt_forwards, prompt_s = riders.prompt_forwards[:, None], riders.prompt_s[:, None]
+        forwards = np.maximum(1.0, riders.tokens[:, None] / table.tokens[rows] + table.rest[rows]) + prompt_forwards
+        own_s = table.own_s[rows] + riders.context_s[:, None] + prompt_s / forwards
+        # The prompt's own work is not spread over what comes after the first text.
+        until_first = (riders.first_left_s[:, None] - prompt_s) / (table.first_forwards[rows] + prompt_forwards)
+        pace_s = np.maximum(np.minimum(riders.left_s[:, None] / forwards, until_first), 0.0) * riders.share[:, None]
+        steps = np.arange(pace_s.shape[1])
+        # What a step leaves of a forward to the others. It is not always the last one that leaves most: it takes more
+        # itself, and short answers and first texts pay for a whole large block.
+        limit_s = pace_s / SAFETY
+        room_s = limit_s - own_s
+        most_s = np.maximum.accumulate(room_s[:, ::-1], axis=1)[:, ::-1]
+        limit_s[:, :-1] = np.where(most_s[:, 1:] > room_s[:, :-1], pace_s[:, :-1] / RESERVE, limit_s[:, :-1])
+        limit_s[(steps < riders.first[:, None]) | (steps > table.last[rows][:, None])] = -1.0
+        self.pace_s: Floats = pace_s
+        # Of equals the later one: when all is lost, the fewest forwards.
+        self.quickest: NDArray[np.int64] = steps[-1] - limit_s[:, ::-1].argmax(axis=1)
+        self._everyone = np.arange(count)
+        # One more column, which fits any forward: where no step does, the quickest. Rows behind one another for `take`.
+        self._columns = len(steps) + 1
+        self._limits_s = np.column_stack((limit_s, np.full(count, np.inf)))
+        spare = self._everyone, self.quickest
+        self._needed_s = np.maximum(np.column_stack((pace_s, pace_s[spare])) / KEPT, 1e-9).ravel()
+        self._owns_s = np.column_stack((own_s, own_s[spare])).ravel()
+        self._starts = self._everyone * self._columns
+
+    def __len__(self) -> int:
+        return len(self._everyone)
+
+    def added_s(self, forward_s: float) -> float:
+        """What the riders add to a forward that is so long: each on its step for it, as often as that asks for.
+
+        One whose pace is looser than the forward waits while others are tight.
+        """
+        at = (self._limits_s >= forward_s).argmax(axis=1) + self._starts
+        duty = np.minimum(1.0, forward_s / self._needed_s.take(at))
+        return float(self._owns_s.take(at) @ duty)
+
+    def ride(self, forward_s: float) -> Ride:
+        """The riders in forwards of this length."""
+        places = (self._limits_s >= forward_s).argmax(axis=1)
+        tight: NDArray[np.bool_] = places == self._columns - 1
+        places = np.where(tight, self.quickest, places)
+        chosen_s = self.pace_s[self._everyone, places]
+        return Ride(forward_s, places, tight, tight & (chosen_s < KEPT * forward_s), chosen_s / SAFETY)
+
+
+def mean_forward_s(parts: Sequence[Pacing], fixed_s: float, least_s: float = 0.0) -> float:
+    """The shortest mean forward in which every rider of all parts, late ones apart, keeps its deadlines.
+
+    Args:
+        fixed_s: base of a forward and what rides in it anyway. least_s: a length that is known to be too short, as that
+            of some of the riders alone.
+    """
+    parts = [part for part in parts if len(part)]
+    forward_s = max(fixed_s, least_s)
+    for _ in range(MOST_ROUNDS if parts else 0):
+        longer_s = fixed_s + sum(part.added_s(forward_s) for part in parts)
         if longer_s <= forward_s * (1 + ENOUGH):
             break
         forward_s = longer_s
-    tight: NDArray[np.bool_] = places == columns - 1
-    places = np.where(tight, quickest, places)
-    chosen_s = pace_s[everyone, places]
-    return Ride(forward_s, places, tight, tight & (chosen_s < KEPT * forward_s), chosen_s / SAFETY)
+    return forward_s
+
+
+def ride(riders: Riders, table: StepTable, fixed_s: float) -> Ride:
+    """Riders in their shortest mean forward (`mean_forward_s`). A tight one rides on the step of its loosest pace."""
+    pacing = Pacing(riders, table)
+    return pacing.ride(mean_forward_s([pacing], fixed_s))
