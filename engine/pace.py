@@ -30,6 +30,8 @@ on a slow rung does not come back."""
 ENOUGH = 0.003
 """Relative change of the forward at which the iteration ends."""
 MOST_ROUNDS = 60
+STRAIGHT = 0.98
+"""Growth of what rides per growth of the forward up to which it is followed in a straight line."""
 
 
 class Step(NamedTuple):
@@ -150,14 +152,15 @@ class Pacing:
     def __len__(self) -> int:
         return len(self._everyone)
 
-    def added_s(self, forward_s: float) -> float:
-        """What the riders add to a forward that is so long: each on its step for it, as often as that asks for.
+    def added_s(self, forward_s: float) -> tuple[float, float]:
+        """What the riders add to a forward that is so long, each on its step for it, and how that grows with it.
 
-        One whose pace is looser than the forward waits while others are tight.
+        One whose pace is looser than the forward waits while others are tight: it rides as often as that asks for.
         """
         at = (self._limits_s >= forward_s).argmax(axis=1) + self._starts
-        duty = np.minimum(1.0, forward_s / self._needed_s.take(at))
-        return float(self._owns_s.take(at) @ duty)
+        owns_s, needed_s = self._owns_s.take(at), self._needed_s.take(at)
+        duty = np.minimum(1.0, forward_s / needed_s)
+        return float(owns_s @ duty), float((owns_s / needed_s) @ (duty < 1.0))
 
     def ride(self, forward_s: float) -> Ride:
         """The riders in forwards of this length."""
@@ -177,11 +180,21 @@ def mean_forward_s(parts: Sequence[Pacing], fixed_s: float, least_s: float = 0.0
     """
     parts = [part for part in parts if len(part)]
     forward_s = max(fixed_s, least_s)
+    surely_s, guessed, guessed_too_far = forward_s, False, False
     for _ in range(MOST_ROUNDS if parts else 0):
-        longer_s = fixed_s + sum(part.added_s(forward_s) for part in parts)
+        added = [part.added_s(forward_s) for part in parts]
+        longer_s = fixed_s + sum(seconds for seconds, _ in added)
+        if guessed and longer_s < forward_s * (1 - ENOUGH):
+            # Beyond the first rest: somebody rides all the time before that.
+            forward_s, guessed, guessed_too_far = surely_s, False, True
+            continue
         if longer_s <= forward_s * (1 + ENOUGH):
             break
-        forward_s = longer_s
+        growth = sum(slope for _, slope in added)
+        surely_s, before_s = longer_s, forward_s
+        # Where the map would come to rest if it went on as straight as it is here; close to saturation that is far.
+        guessed, guessed_too_far = not guessed_too_far and growth < STRAIGHT, False
+        forward_s = before_s + (longer_s - before_s) / (1 - growth) if guessed else longer_s
     return forward_s
 
 

@@ -10,7 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.pace import ENOUGH, KEPT, RESERVE, SAFETY, Ride, Riders, Step, StepTable, ride
+from engine.pace import (
+    ENOUGH,
+    KEPT,
+    NOBODY,
+    RESERVE,
+    SAFETY,
+    Pacing,
+    Ride,
+    Riders,
+    Step,
+    StepTable,
+    mean_forward_s,
+    ride,
+)
 
 BASE_S = 2e-3
 
@@ -41,11 +54,24 @@ class Rider:
         return max(min(self.left_s / self.forwards(place), first), 0.0) * self.share
 
 
-def together(*riders: Rider) -> Ride:
+def rows_of(*riders: Rider) -> tuple[Riders, StepTable]:
     names = ("tokens", "left_s", "first_left_s", "context_s", "prompt_forwards", "prompt_s", "share")
     columns = {name: np.array([float(getattr(rider, name)) for rider in riders]) for name in names}
     rows = Riders(np.arange(len(riders)), np.zeros(len(riders), dtype=np.int64), **columns)
-    return ride(rows, StepTable([rider.steps for rider in riders]), BASE_S)
+    return rows, StepTable([rider.steps for rider in riders])
+
+
+def together(*riders: Rider) -> Ride:
+    return ride(*rows_of(*riders), BASE_S)
+
+
+def first_rest_s(*riders: Rider) -> float:
+    """The shortest mean forward, one small step after the other."""
+    pacing = Pacing(*rows_of(*riders))
+    forward_s = BASE_S
+    while (longer_s := BASE_S + pacing.added_s(forward_s)[0]) > forward_s * (1 + 1e-7):
+        forward_s = longer_s
+    return forward_s
 
 
 @st.composite
@@ -83,6 +109,23 @@ def test_the_mean_forward_is_what_its_riders_add_as_often_as_they_ride(riders: l
         taken += rider.own_s(place) * (1.0 if needed_s <= found.forward_s else found.forward_s / needed_s)
     assert BASE_S + taken <= found.forward_s * (1 + 2 * ENOUGH)
     assert found.forward_s >= BASE_S
+
+
+@given(RIDERS)
+def test_it_is_the_shortest_such_forward(riders: list[Rider]) -> None:
+    assert together(*riders).forward_s <= first_rest_s(*riders) * (1 + 2 * ENOUGH)
+
+
+@given(RIDERS, st.integers(0, 10))
+def test_some_before_the_others_make_no_difference(riders: list[Rider], first: int) -> None:
+    """Those that are there already, then newcomers: from where the former alone came to rest."""
+    former, newcomers = (
+        Pacing(*rows_of(*some)) if some else Pacing(NOBODY, StepTable([])) for some in (riders[:first], riders[first:])
+    )
+    alone_s = mean_forward_s([former], BASE_S)
+    found_s = mean_forward_s([former, newcomers], BASE_S, alone_s)
+    shortest_s = first_rest_s(*riders)
+    assert alone_s * (1 - 1e-9) <= found_s <= shortest_s * (1 + 2 * ENOUGH)
 
 
 @given(RIDERS)
