@@ -30,8 +30,6 @@ on a slow rung does not come back."""
 ENOUGH = 0.003
 """Relative change of the forward at which the iteration ends."""
 MOST_ROUNDS = 60
-STRAIGHT = 0.98
-"""Growth of what rides per growth of the forward up to which it is followed in a straight line."""
 
 
 class Step(NamedTuple):
@@ -152,15 +150,17 @@ class Pacing:
     def __len__(self) -> int:
         return len(self._everyone)
 
-    def added_s(self, forward_s: float) -> tuple[float, float]:
-        """What the riders add to a forward that is so long, each on its step for it, and how that grows with it.
+    def added_s(self, forward_s: float) -> tuple[float, float, float]:
+        """What the riders add to a forward that is so long, each on its step for it.
 
-        One whose pace is looser than the forward waits while others are tight: it rides as often as that asks for.
+        Also how that grows with the forward, at most, until one of them takes another step, and where that is. One
+        whose pace is looser than the forward waits while others are tight: it rides as often as that asks for.
         """
         at = (self._limits_s >= forward_s).argmax(axis=1) + self._starts
         owns_s, needed_s = self._owns_s.take(at), self._needed_s.take(at)
         duty = np.minimum(1.0, forward_s / needed_s)
-        return float(owns_s @ duty), float((owns_s / needed_s) @ (duty < 1.0))
+        growth = float((owns_s / needed_s) @ (duty < 1.0))
+        return float(owns_s @ duty), growth, float(self._limits_s.take(at).min())
 
     def ride(self, forward_s: float) -> Ride:
         """The riders in forwards of this length."""
@@ -180,21 +180,23 @@ def mean_forward_s(parts: Sequence[Pacing], fixed_s: float, least_s: float = 0.0
     """
     parts = [part for part in parts if len(part)]
     forward_s = max(fixed_s, least_s)
-    surely_s, guessed, guessed_too_far = forward_s, False, False
+    surely_s, guessed, straight = forward_s, False, True
     for _ in range(MOST_ROUNDS if parts else 0):
-        added = [part.added_s(forward_s) for part in parts]
-        longer_s = fixed_s + sum(seconds for seconds, _ in added)
-        if guessed and longer_s < forward_s * (1 - ENOUGH):
-            # Beyond the first rest: somebody rides all the time before that.
-            forward_s, guessed, guessed_too_far = surely_s, False, True
+        added_s, growths, ends_s = zip(*(part.added_s(forward_s) for part in parts), strict=True)
+        longer_s = fixed_s + sum(added_s)
+        if guessed and longer_s < forward_s * (1 - 1e-6):
+            # Beyond the rest: before it, somebody began to ride all the time.
+            forward_s, guessed, straight = surely_s, False, False
             continue
         if longer_s <= forward_s * (1 + ENOUGH):
             break
-        growth = sum(slope for _, slope in added)
-        surely_s, before_s = longer_s, forward_s
-        # Where the map would come to rest if it went on as straight as it is here; close to saturation that is far.
-        guessed, guessed_too_far = not guessed_too_far and growth < STRAIGHT, False
-        forward_s = before_s + (longer_s - before_s) / (1 - growth) if guessed else longer_s
+        # As long as nobody takes another step, the map bends only towards its rest: a straight line is a guess at it
+        # that shows when it was too far. Close to saturation, small steps would be many.
+        growth = sum(growths)
+        rest_s = forward_s + (longer_s - forward_s) / (1 - growth) if straight and growth < 1 else 0.0
+        surely_s, straight = longer_s, True
+        forward_s = max(longer_s, min(rest_s, *ends_s))
+        guessed = forward_s > longer_s
     return forward_s
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import numpy as np
@@ -100,6 +100,10 @@ RIDERS = st.lists(
 )
 
 
+ON_ONE_STEP = RIDERS.map(lambda riders: [replace(rider, steps=rider.steps[:1]) for rider in riders])
+"""Where somebody changes the step there may be several forwards in which everybody finds rest."""
+
+
 @given(RIDERS)
 def test_the_mean_forward_is_what_its_riders_add_as_often_as_they_ride(riders: list[Rider]) -> None:
     found = together(*riders)
@@ -111,12 +115,12 @@ def test_the_mean_forward_is_what_its_riders_add_as_often_as_they_ride(riders: l
     assert found.forward_s >= BASE_S
 
 
-@given(RIDERS)
+@given(ON_ONE_STEP)
 def test_it_is_the_shortest_such_forward(riders: list[Rider]) -> None:
     assert together(*riders).forward_s <= first_rest_s(*riders) * (1 + 2 * ENOUGH)
 
 
-@given(RIDERS, st.integers(0, 10))
+@given(ON_ONE_STEP, st.integers(0, 10))
 def test_some_before_the_others_make_no_difference(riders: list[Rider], first: int) -> None:
     """Those that are there already, then newcomers: from where the former alone came to rest."""
     former, newcomers = (
