@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from deployments.history import OutputLengths
 from deployments.load import LoadMeter, ReplicaLoad
 from deployments.prediction import LoadTable, RungTable, predict_all
-from engine.outlook import Newcomer
+from engine.admission import Newcomer
 from engine.plan import Plan, Rung
 
 if TYPE_CHECKING:

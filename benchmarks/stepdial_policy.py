@@ -22,7 +22,7 @@ from deployments.planning import Planning
 from deployments.prediction import Size, predict
 from deployments.settings import AppArgs
 from deployments.tiers import TIERS, Tier
-from engine.outlook import Newcomer
+from engine.admission import Newcomer
 from engine.request import parse_options
 
 if TYPE_CHECKING:

@@ -104,7 +104,7 @@ class RungTable:
         early = np.array([rung.threshold is not None for rung in rungs])
         self.fixed: NDArray[np.bool_] = (single | (diffusion & ~early & unaudited))[:, None]
         self.first_forwards: Floats = np.where(diffusion[:, None], self._steps, 0.0)
-        self._rest = np.where(single[:, None], 0.0, 0.5 * self.length)
+        self._half = np.where(single[:, None], 0.0, 0.5)
 
     def most_forwards(self, output_tokens: Floats) -> Floats:
         """Forwards after the prompt that the rungs cannot exceed."""
@@ -128,7 +128,8 @@ class RungTable:
     def admitted_forwards(self, output_tokens: Floats, rates: Floats) -> Floats:
         """Forwards after the prompt as the engine's admission reckons them: with half of a last block for nothing."""
         known: Floats = np.where(rates > 0, rates, self._least)
-        forwards: Floats = np.maximum(1.0, (output_tokens + self._rest) / known)
+        rest = self._half * np.minimum(self.length / known, self._steps)
+        forwards: Floats = np.maximum(1.0, output_tokens / known + rest)
         return forwards
 
 

@@ -22,9 +22,9 @@ from deployments.prediction import Size, predict
 from deployments.process import for_serving
 from deployments.ranks import ActorLauncher
 from deployments.settings import AppArgs
+from engine.admission import Newcomer
 from engine.errors import EngineStopped, InvalidRequest, QueueFull
 from engine.events import Delta, Finished
-from engine.outlook import Newcomer
 from engine.plan import Plan
 from engine.request import GenerationOptions, parse_options
 from engine.sequence import Sequence

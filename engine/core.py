@@ -21,7 +21,7 @@ from engine.plan import PlanEntry, Rung
 from engine.postprocess import Postprocessor, Work
 from engine.scheduler import Want, share_slots
 from engine.sequence import Phase, Sequence
-from engine.stats import Counters, EngineStats
+from engine.stats import Counters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,12 @@ time is the price of a short wait."""
 
 
 class EngineCore:
-    """All sequences of one engine, and the step that advances them."""
+    """All sequences of one engine, and the step that advances them.
+
+    Attributes:
+        view: what the loop saw before its last forward; None where it did not look, or nobody is left.
+        ends_s: when the forward under way is predicted to end, engine clock.
+    """
 
     def __init__(
         self,
@@ -70,6 +75,8 @@ class EngineCore:
         self.postprocessor = Postprocessor(mask_token_id, self.counters, self.outlook.meter)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.view: View | None = None
+        self.ends_s = -inf
         self._last_deadline_s = -inf
 
     @property
@@ -96,12 +103,13 @@ class EngineCore:
         begun = self.clock()
         events = self._cut_late(begun)
         self._admit()
-        view = self._look_ahead(begun)
+        self.view = view = self._look_ahead(begun)
         self._open_borders(view)
         work = self._schedule(view, begun)
         if work:
             batch = self.executor.batch([item.segment for item in work])
             started = self.clock()
+            self.ends_s = begun + self.cost_model.cost.seconds(batch.query_tokens, batch.context_tokens, len(work))
             if self.executor.keeps_logits:
                 outcome: Tensor | Choice = self.executor.run(batch)
             else:
@@ -118,42 +126,9 @@ class EngineCore:
             length = main_block_length(work, batch.query_tokens)
             self.cost_model.observe(batch.query_tokens, batch.context_tokens, len(work), step_s, length)
             self.counters.busy_s += step_s
+        if self.idle:
+            self.view = None
         return events
-
-    def stats(self, arriving: Seq[Sequence] = ()) -> EngineStats:
-        """A snapshot; other threads may ask for it at any time. `arriving`: sequences on their way to the loop."""
-        counters = self.counters
-        running, waiting = list(self.running), [*self.waiting, *arriving]
-        present = [*running, *waiting]
-        timed = [sequence for sequence in present if sequence.timed]
-        return EngineStats(
-            waiting=len(waiting),
-            running=len(running),
-            waiting_tokens=sum(sequence.prefill_target - sequence.cached for sequence in waiting),
-            pages_total=self.pool.total,
-            pages_in_use=self.pool.in_use(),
-            page_size=self.pool.page_size,
-            open_slots=sum(sequence.rung.block_length for sequence in present),
-            open_context=sum(len(sequence.tokens) for sequence in present),
-            queue_s=self.outlook.queued_s(present),
-            timed_s=self.outlook.queued_s(timed),
-            slip_s=self.outlook.slip_s,
-            timed_forward_s=self.outlook.view(timed, self.clock()).ride.forward_s,
-            forwards=counters.forwards,
-            forward_s=counters.forward_s,
-            busy_s=counters.busy_s,
-            slots=dict(counters.slots),
-            generated_tokens=dict(counters.generated_tokens),
-            finished=dict(counters.finished),
-            denoise_steps=counters.denoise_steps,
-            draft_steps=counters.draft_steps,
-            prompt_tokens=counters.prompt_tokens,
-            prefix_hit_tokens=counters.prefix_hit_tokens,
-            preemptions=counters.preemptions,
-            rung_changes=counters.rung_changes,
-            tokens_per_forward=self.outlook.meter.to_dict(),
-            cost_model=self.cost_model.summary(),
-        )
 
     def _cut_late(self, now: float) -> list[tuple[Sequence, Event]]:
         """Ends sequences whose deadline passed and that asked to be cut there (`on_deadline: cut`)."""

@@ -27,13 +27,14 @@ from engine.executor import Executor
 from engine.intake import Intake
 from engine.kv_cache import PagePool
 from engine.loading import load_executor
+from engine.picture import Picture
 from engine.plan import Plan, Rung
 from engine.request import GenerationOptions
 from engine.sequence import Sequence
 
 if TYPE_CHECKING:
+    from engine.admission import Newcomer
     from engine.group.leader import Launcher
-    from engine.outlook import Newcomer
     from engine.stats import EngineStats
 
 log = logging.getLogger("stepdial.engine")
@@ -84,6 +85,7 @@ class Engine:
         self.ladder = ladder
         self.cost_model = cost_model or ForwardCostModel()
         self.core = EngineCore(executor, pool, self.cost_model, config, model_config.mask_token_id)
+        self.picture = Picture(self.core)
         capacity = min(model_config.max_position_embeddings, pool.total * pool.page_size)
         self.intake = Intake(model_config, config, tokenizer, ladder, capacity)
         self._streams: dict[Sequence, _Stream] = {}
@@ -220,7 +222,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot of queue, pages, counters and coefficients."""
-        return self.core.stats(self._arriving())
+        return self.picture.stats(self._arriving())
 
     def present(self) -> list[Sequence]:
         """All open sequences, those included that the loop has not taken in yet. To read, not to change."""
@@ -228,15 +230,15 @@ class Engine:
 
     def rung_for(self, newcomer: Newcomer) -> Rung | None:
         """The rung that a new request can start on so that it and all others keep their deadlines, None if on none."""
-        return self.core.outlook.rung_for(newcomer, self.present(), self.core.clock())
+        return self.picture.rung_for(newcomer, self._arriving())
 
     def earliest_s(self, newcomer: Newcomer) -> float:
         """The shortest deadline, in seconds from now, with which `rung_for` would let the request in."""
-        return self.core.outlook.earliest_s(newcomer, self.present(), self.core.clock())
+        return self.picture.earliest_s(newcomer, self._arriving())
 
     def queued_s(self, sequences: Seq[Sequence]) -> float:
         """Predicted seconds of forwards until all of `sequences` are done."""
-        return self.core.outlook.queued_s(sequences)
+        return self.core.outlook.backlog(sequences).queue_s
 
     def _arriving(self) -> list[Sequence]:
         return [sequence for action, sequence in list(self._inbox) if action == "add"]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from engine.decoding.rung_choice import (
     Load,
     TokensPerForward,
     Worth,
-    ladder_of,
     most_valuable,
     steps_down,
     still_good,
@@ -28,16 +27,15 @@ from engine.decoding.rung_choice import (
     tokens_ahead,
     worth_of,
 )
-from engine.pace import NOBODY, Pacing, Ride, Riders, StepTable, mean_forward_s
+from engine.pace import NOBODY, Pacing, Ride, Riders, StepTable, longest_s, mean_forward_s
 from engine.scheduler import PATIENCE
 
 if TYPE_CHECKING:
     from engine.cost_model import ForwardCost, ForwardCostModel
-    from engine.plan import Plan, Rung
+    from engine.plan import Rung
     from engine.sequence import Sequence
 
 PRIOR_OUTPUT_TOKENS = 64.0
-LONGEST_S = 24 * 3600.0
 SLIPPED = 0.01
 """The share of deadlines that may be missed: `slip_s` comes to rest where it is so many."""
 MOST_SLIP = 16.0
@@ -45,38 +43,18 @@ MOST_SLIP = 16.0
 
 
 @dataclass(frozen=True, slots=True)
-class Newcomer:
-    """A request at the door.
-
-    Attributes:
-        output_tokens: length to reckon with. left_s, first_left_s: seconds until its deadlines; None = none.
-        share: of the time until its deadline that forwards may take; below 1 for tiers that leave room to others.
-    """
-
-    plan: Plan
-    prompt_tokens: int
-    output_tokens: float
-    left_s: float | None = None
-    first_left_s: float | None = None
-    share: float = 1.0
-
-    def due_in(self, seconds: float) -> Newcomer:
-        """The same request with another deadline: of its whole answer, or of its first text where it has only that."""
-        return replace(self, first_left_s=seconds) if self.left_s is None else replace(self, left_s=seconds)
-
-
-@dataclass(frozen=True, slots=True)
 class View:
     """The sequences with a deadline as riders of one forward.
 
     Attributes:
-        timed: the sequences, `riders` and `pacing` in their order. fixed_s: of a forward, whoever rides: its base, and
-            the share of those without a deadline that have waited too long. price: tokens that a second of the engine
-            is worth.
+        timed, members: the sequences, `riders` and `pacing` in their order. fixed_s: of a forward, whoever rides: its
+            base, and the share of those without a deadline that have waited too long. price: tokens that a second of
+            the engine is worth.
         crowd: of all sequences. best: the rung (index) of each ladder's best quality that is worth most.
     """
 
     timed: list[Sequence]
+    members: frozenset[Sequence]
     riders: Riders
     table: StepTable
     pacing: Pacing
@@ -85,6 +63,38 @@ class View:
     price: float
     crowd: Crowd
     best: dict[Ladder, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Company:
+    """Those with a deadline whom a newcomer would join.
+
+    Attributes:
+        parts: their paces. forward_s: their mean forward. most_s: the longest in which all are as well off.
+        fixed_s, price, crowd: as in `View`.
+    """
+
+    parts: tuple[Pacing, ...]
+    forward_s: float
+    most_s: float
+    fixed_s: float
+    price: float
+    crowd: Crowd
+
+
+class Backlog(NamedTuple):
+    """What sequences have ahead of them.
+
+    Attributes:
+        queue_s, timed_s: predicted seconds of forwards until all are done, and until those with a deadline are.
+        unread: prompt tokens. slots, context: query tokens and key positions of a forward in which all take part.
+    """
+
+    queue_s: float
+    timed_s: float
+    unread: int
+    slots: int
+    context: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +150,15 @@ class Outlook:
     def view(self, sequences: Seq[Sequence], now: float) -> View:
         """What the deadlines of `sequences` ask of the coming forwards. Those that were given up ask for nothing."""
         survey = self._survey(sequences)
-        worth = {ladder: self._worth(ladder, survey.crowd) for ladder in survey.ladders}
+        worth = {ladder: self.worth(ladder, survey.crowd) for ladder in survey.ladders}
         price = throughput(survey.free, worth, survey.pinned)
         best = {ladder: self._best(ladder, values, price) for ladder, values in worth.items()}
         table, rows = self._table(survey.timed, worth, price)
         riders = self._riders(survey.timed, rows, now) if survey.timed else NOBODY
         pacing = Pacing(riders, table)
         riding = pacing.ride(mean_forward_s([pacing], survey.fixed_s))
-        return View(survey.timed, riders, table, pacing, riding, survey.fixed_s, price, survey.crowd, best)
+        members = frozenset(survey.timed)
+        return View(survey.timed, members, riders, table, pacing, riding, survey.fixed_s, price, survey.crowd, best)
 
     def rungs(self, borders: Iterable[Sequence], view: View) -> dict[Sequence, Rung]:
         """The next rung of every sequence in `borders`, whose plans leave it open."""
@@ -176,84 +187,59 @@ class Outlook:
         """The longest forward that each sequence with a deadline can afford on the rung that it should use, seconds."""
         return dict(zip(view.timed, view.ride.pace_s.tolist(), strict=True))
 
-    def rung_for(self, newcomer: Newcomer, sequences: Seq[Sequence], now: float) -> Rung | None:
-        """The rung that a new request with a deadline can start on so that it is in time and makes nobody late.
+    def company(self, view: View, since: Seq[Sequence] = (), now: float = 0.0) -> Company:
+        """The riders of `view`, and those that have come `since` and may ride from `now` on."""
+        parts: tuple[Pacing, ...] = (view.pacing,)
+        forward_s = view.ride.forward_s
+        if since:
+            worth = {ladder: self.worth(ladder, view.crowd) for ladder in {sequence.ladder for sequence in since}}
+            table, rows = self._table(since, worth, view.price)
+            parts = view.pacing, Pacing(self._riders(since, rows, now), table)
+            forward_s = mean_forward_s(parts, view.fixed_s, forward_s)
+        return Company(parts, forward_s, longest_s(parts, forward_s), view.fixed_s, view.price, view.crowd)
 
-        The best quality first, from the plan's own start on; None where the request cannot be kept on any rung.
-        """
-        return self._place(newcomer, self.view(sequences, now))
-
-    def earliest_s(self, newcomer: Newcomer, sequences: Seq[Sequence], now: float) -> float:
-        """The shortest deadline, in seconds from now, that `rung_for` would accept; inf where none is."""
-        view = self.view(sequences, now)
-        low, high = 0.0, 0.01
-        while self._place(newcomer.due_in(high), view) is None:
-            low, high = high, 2 * high
-            if high > LONGEST_S:
-                return inf
-        while high - low > 0.01 * high:
-            middle = (low + high) / 2
-            low, high = (low, middle) if self._place(newcomer.due_in(middle), view) else (middle, high)
-        return high
-
-    def queued_s(self, sequences: Iterable[Sequence]) -> float:
-        """Predicted seconds of forwards until all of `sequences` are done.
+    def backlog(self, sequences: Iterable[Sequence]) -> Backlog:
+        """What is left to do for `sequences`.
 
         What a sequence adds to a forward is paid for each of its forwards; the base of a forward is shared by all that
         ride in it, so it is paid for as many forwards as the longest sequence needs.
         """
-        work_s = longest = 0.0
-        cost = self.cost
+        cost, meter = self.cost, self.meter
+        own_s, per_token_s, per_context_s = cost.own_s(0, 0), cost.per_token_s, cost.per_context_s
         rates: dict[int, float] = {}  # by the rung's identity: hundreds of sequences share a few
+        mean_output = self._mean_output
+        unread = slots = context = 0
+        work_s = timed_work_s = longest = timed_longest = 0.0
         for sequence in sequences:
-            rung = sequence.rung
+            rung, length = sequence.rung, len(sequence.tokens)
             rate = rates.get(id(rung))
             if rate is None:
-                rate = rates[id(rung)] = max(self.meter.expected(rung), 1e-3)
-            forwards = max(1.0, self._ahead_by_recent_answers(sequence) / rate)
-            work_s += forwards * cost.own_s(rung.block_length, len(sequence.tokens))
-            work_s += cost.per_token_s * (sequence.prefill_target - sequence.cached)
+                rate = rates[id(rung)] = max(meter.expected(rung), 1e-3)
+            limits = sequence.limits
+            # As much as recent answers had in all, however long it is already (what has not ended yet is no nearer to
+            # its end), at most max_tokens; a sequence that nothing stops goes up to max_tokens.
+            left = limits.max_tokens - length + sequence.prompt_tokens
+            ahead = mean_output if mean_output < left and limits.stop_ids else left
+            forwards = max(1.0, ahead / rate)
+            to_read = length - sequence.has_pending - sequence.cached
+            seconds = forwards * (own_s + per_token_s * rung.block_length + per_context_s * length)
+            seconds += per_token_s * to_read
+            unread += to_read
+            slots += rung.block_length
+            context += length
+            work_s += seconds
             longest = max(longest, forwards)
-        return cost.base_s * longest + work_s
-
-    def _place(self, newcomer: Newcomer, view: View) -> Rung | None:
-        """The newcomer's rung in a forward with all others, None if it or somebody who is not late now would be."""
-        plan = newcomer.plan
-        ladder = ladder_of((plan.first,) if plan.pinned else plan.ladder)
-        group = 0 if plan.pinned else ladder.group_of(plan.start)
-        steps = steps_down(ladder, self._worth(ladder, view.crowd), view.price, group)
-        chunks = -(-newcomer.prompt_tokens // self.prefill_chunk)
-        table = StepTable([steps])
-        alone = Riders(
-            ladder=np.array([0]),
-            first=np.array([0]),
-            tokens=np.array([float(newcomer.output_tokens)]),
-            left_s=np.array([inf if newcomer.left_s is None else newcomer.left_s - self.slip_s]),
-            first_left_s=np.array([inf if newcomer.first_left_s is None else newcomer.first_left_s - self.slip_s]),
-            context_s=np.array([self.cost.per_context_s * (newcomer.prompt_tokens + newcomer.output_tokens / 2)]),
-            prompt_forwards=np.array([float(chunks)]),
-            prompt_s=np.array([self.cost.per_token_s * newcomer.prompt_tokens]),
-            share=np.array([newcomer.share]),
+            if sequence.due_s is not None or sequence.first_due_s is not None:
+                timed_work_s += seconds
+                timed_longest = max(timed_longest, forwards)
+        base_s = cost.base_s
+        return Backlog(
+            queue_s=base_s * longest + work_s,
+            timed_s=base_s * timed_longest + timed_work_s,
+            unread=unread,
+            slots=slots,
+            context=context,
         )
-        late_before = int(view.ride.late.sum())
-        first = 0
-        while first < len(steps):
-            alone.first[0] = first
-            own = Pacing(alone, table)
-            together_s = mean_forward_s((view.pacing, own), view.fixed_s, view.ride.forward_s)
-            mine = own.ride(together_s)
-            place = int(mine.places[0])
-            if mine.tight[0]:
-                # On its quickest step from the start it may leave more room than on its way there.
-                if place <= first:
-                    return None
-                first = place
-                continue
-            if int(view.pacing.ride(together_s).late.sum()) <= late_before:
-                return ladder.rungs[steps[place].rung]
-            # Where the rung that it would choose takes too much of the others' time, a faster one may not.
-            first = place + 1
-        return None
 
     def _table(self, timed: Seq[Sequence], worth: Mapping[Ladder, Worth], price: float) -> tuple[StepTable, list[int]]:
         """The steps of every ladder and quality that occurs, and the row of each sequence."""
@@ -329,7 +315,8 @@ class Outlook:
             pinned=Load(pinned_s, pinned_tokens),
         )
 
-    def _worth(self, ladder: Ladder, crowd: Crowd) -> Worth:
+    def worth(self, ladder: Ladder, crowd: Crowd) -> Worth:
+        """Of a ladder's rungs in such a crowd, for answers as long as recent ones."""
         return worth_of(ladder, self.cost, self.meter, self._mean_output, self.cost_model.deviations, crowd)
 
     def _best(self, ladder: Ladder, worth: Worth, price: float) -> int:
@@ -346,10 +333,3 @@ class Outlook:
         if expected is not None:
             return expected
         return self._mean_output if sequence.limits.stop_ids else sequence.limits.max_tokens
-
-    def _ahead_by_recent_answers(self, sequence: Sequence) -> float:
-        """As much as recent answers had in all, however long it is already (what has not ended yet is no nearer to its
-        end), at most max_tokens; a sequence that nothing stops goes up to max_tokens.
-        """
-        left = sequence.limits.max_tokens - sequence.output_tokens
-        return max(min(self._mean_output, left) if sequence.limits.stop_ids else left, 1.0)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +22,15 @@ Floats = NDArray[np.float64]
 
 SAFETY = 1.3
 """By how much the time of what is left may exceed its prediction."""
-KEPT = 1.1
-"""The same for what was let in before: below it a deadline counts as lost, and no newcomer may bring it there. A loose
-deadline rides so much more often than it has to: it can wait while others are tight, as long as there is time."""
 RESERVE = 2.0
 """The same while there is a rung to step to that leaves more room: who comes next is not known, and time that was spent
 on a slow rung does not come back."""
+KEPT = 1.1
+"""The same for what was let in before: no newcomer may bring it below. A loose deadline rides so much more often than
+it has to: it can wait while others are tight, as long as there is time."""
+LOST = 0.6
+"""A deadline counts as lost when it needs forwards that are shorter than so much of the mean one; its time then goes to
+the others. Predictions are wrong by tens of percent: what is late by less is kept, and is mostly in time after all."""
 ENOUGH = 0.003
 """Relative change of the forward at which the iteration ends."""
 MOST_ROUNDS = 60
@@ -92,7 +96,7 @@ class Ride:
 
     Attributes:
         forward_s: how long it takes. places: int64 `[riders]`, each one's step.
-        tight, late: bool `[riders]`, whose deadlines are kept without the margin `SAFETY`, and not even with `KEPT`.
+        tight, late: bool `[riders]`, whose deadlines are kept without the margin `SAFETY` at most, and whose are lost.
         pace_s: the longest forward that keeps its deadlines on that step, inf without one.
     """
 
@@ -117,6 +121,8 @@ class Pacing:
     Attributes:
         pace_s: `[riders, steps]`, the longest forward that keeps the deadlines on that step.
         quickest: int64 `[riders]`, the step with the most room, for those whom none suits.
+        most_s, lost_s: `[riders]`, the longest forward that keeps each one's deadlines with the margin `KEPT`, and the
+            longest before they are lost.
     """
 
     def __init__(self, riders: Riders, table: StepTable) -> None:
@@ -139,11 +145,14 @@ class Pacing:
         # Of equals the later one: when all is lost, the fewest forwards.
         self.quickest: NDArray[np.int64] = steps[-1] - limit_s[:, ::-1].argmax(axis=1)
         self._everyone = np.arange(count)
+        last_s = pace_s[self._everyone, self.quickest]
+        self.most_s: Floats = np.maximum(limit_s.max(axis=1), last_s / KEPT)
+        self.lost_s: Floats = last_s / LOST
         # One more column, which fits any forward: where no step does, the quickest. Rows behind one another for `take`.
         self._columns = len(steps) + 1
         self._limits_s = np.column_stack((limit_s, np.full(count, np.inf)))
         spare = self._everyone, self.quickest
-        self._needed_s = np.maximum(np.column_stack((pace_s, pace_s[spare])) / KEPT, 1e-9).ravel()
+        self._needed_s = np.maximum(np.column_stack((pace_s, last_s)) / KEPT, 1e-9).ravel()
         self._owns_s = np.column_stack((own_s, own_s[spare])).ravel()
         self._starts = self._everyone * self._columns
 
@@ -162,16 +171,27 @@ class Pacing:
         growth = float((owns_s / needed_s) @ (duty < 1.0))
         return float(owns_s @ duty), growth, float(self._limits_s.take(at).min())
 
+    def may_fit(self, forward_s: float, most_s: float) -> list[int]:
+        """For a single rider: steps on which it may be in time beside others with a mean forward of `forward_s`, whom
+        more than `most_s` would make late.
+
+        By a lower bound of the forward with it: it makes nobody else ride less.
+        """
+        limits_s, width = self._limits_s[0, :-1], self._columns - 1
+        least_s = forward_s + self._owns_s[:width] * np.minimum(1.0, forward_s / self._needed_s[:width])
+        found: list[int] = (least_s <= np.minimum(limits_s, most_s)).nonzero()[0].tolist()
+        return found
+
     def ride(self, forward_s: float) -> Ride:
         """The riders in forwards of this length."""
         places = (self._limits_s >= forward_s).argmax(axis=1)
         tight: NDArray[np.bool_] = places == self._columns - 1
         places = np.where(tight, self.quickest, places)
         chosen_s = self.pace_s[self._everyone, places]
-        return Ride(forward_s, places, tight, tight & (chosen_s < KEPT * forward_s), chosen_s / SAFETY)
+        return Ride(forward_s, places, tight, tight & (chosen_s < LOST * forward_s), chosen_s / SAFETY)
 
 
-def mean_forward_s(parts: Sequence[Pacing], fixed_s: float, least_s: float = 0.0) -> float:
+def mean_forward_s(parts: Sequence[Pacing], fixed_s: float, least_s: float = 0.0, most_s: float = inf) -> float:
     """The shortest mean forward in which every rider of all parts, late ones apart, keeps its deadlines.
 
     Args:
@@ -190,6 +210,8 @@ def mean_forward_s(parts: Sequence[Pacing], fixed_s: float, least_s: float = 0.0
             continue
         if longer_s <= forward_s * (1 + ENOUGH):
             break
+        if longer_s > most_s:
+            return inf
         # As long as nobody takes another step, the map bends only towards its rest: a straight line is a guess at it
         # that shows when it was too far. Close to saturation, small steps would be many.
         growth = sum(growths)
@@ -197,7 +219,15 @@ def mean_forward_s(parts: Sequence[Pacing], fixed_s: float, least_s: float = 0.0
         surely_s, straight = longer_s, True
         forward_s = max(longer_s, min(rest_s, *ends_s))
         guessed = forward_s > longer_s
-    return forward_s
+    return forward_s if forward_s <= most_s else inf
+
+
+def longest_s(parts: Sequence[Pacing], forward_s: float) -> float:
+    """The longest forward in which every rider is as well off as in one of `forward_s`: within its margin, or not lost;
+    inf where none can be worse off.
+    """
+    limits_s = np.concatenate([np.where(part.most_s >= forward_s, part.most_s, part.lost_s) for part in parts])
+    return float(limits_s.min(initial=inf, where=limits_s >= forward_s))
 
 
 def ride(riders: Riders, table: StepTable, fixed_s: float) -> Ride:

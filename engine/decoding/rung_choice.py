@@ -144,9 +144,9 @@ def worth_of(
     """
     tokens = tuple(max(meter.expected(rung), 1e-3) for rung in ladder.rungs)
     lengths = [rung.block_length for rung in ladder.rungs]
-    # The last block is half empty on average.
+    # The last block is half empty on average. What an audit throws away is no part of a block.
     rest = tuple(
-        0.5 * rung.block_length / each if rung.block_length > 1 else 0.0
+        0.5 * min(rung.block_length / each, rung.most_forwards_per_block) if rung.block_length > 1 else 0.0
         for rung, each in zip(ladder.rungs, tokens, strict=True)
     )
     return Worth(

@@ -13,8 +13,9 @@ from deployments.goal import goal_of
 from deployments.history import Length
 from deployments.load import ReplicaLoad
 from deployments.planner import Planned, Refusal, make_plan
+from engine.admission import Admission, Newcomer
 from engine.cost_model import ForwardCost, ForwardCostModel
-from engine.outlook import Newcomer, Outlook
+from engine.outlook import Outlook
 from engine.plan import Decoding, self_speculation
 from engine.request import GenerationOptions
 from tests.deployments.plans_by_hand import (
@@ -208,7 +209,7 @@ def test_an_idle_engine_admits_what_was_planned_for_it_and_what_a_refusal_names(
     newcomer = Newcomer(
         answer.plan, prompt, output.reckoned, None if first else left_s, left_s if first else None, share
     )
-    assert outlook.rung_for(newcomer, [], 0.0) is not None
+    assert Admission(outlook).rung_for(newcomer, outlook.company(outlook.view([], 0.0))) is not None
 
 
 def test_an_idle_replica_that_is_too_slow_is_400_and_load_is_429() -> None:

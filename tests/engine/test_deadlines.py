@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.admission import Newcomer
 from engine.config import EngineConfig
-from engine.outlook import Newcomer
 from engine.plan import AR, Plan, Rung, diffusion, self_speculation
 from tests.engine.virtual_engine import VirtualEngine, VirtualRequest
 
@@ -132,12 +132,12 @@ def test_the_earliest_deadline_that_is_offered_is_accepted(slo_s: float) -> None
         engine.core.add(engine._sequence(request, Random(0)))
     for _ in range(20):
         engine.core.step()
-    present, now = [*engine.core.running, *engine.core.waiting], engine.executor.now
     newcomer = Newcomer(Plan(ladder=EXACT), prompt_tokens=60, output_tokens=80, left_s=slo_s)
-    earliest_s = engine.core.outlook.earliest_s(newcomer, present, now)
-    assert engine.core.outlook.rung_for(newcomer.due_in(earliest_s), present, now) is not None
-    assert engine.core.outlook.rung_for(newcomer.due_in(0.9 * earliest_s), present, now) is None
-    accepted = engine.core.outlook.rung_for(newcomer, present, now) is not None
+    picture = engine.picture
+    earliest_s = picture.earliest_s(newcomer)
+    assert picture.rung_for(newcomer.due_in(earliest_s)) is not None
+    assert picture.rung_for(newcomer.due_in(0.9 * earliest_s)) is None
+    accepted = picture.rung_for(newcomer) is not None
     assert accepted == (slo_s >= earliest_s * 0.999)
 
 

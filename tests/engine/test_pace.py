@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from engine.pace import (
     ENOUGH,
     KEPT,
+    LOST,
     NOBODY,
     RESERVE,
     SAFETY,
@@ -140,7 +141,7 @@ def test_whoever_is_not_named_keeps_the_deadlines(riders: list[Rider]) -> None:
         if not tight:
             assert found.forward_s * SAFETY <= pace_s * (1 + 1e-9)
         if not late:
-            assert found.forward_s * KEPT <= pace_s * (1 + 1e-9)
+            assert found.forward_s * LOST <= pace_s * (1 + 1e-9)
         if late:
             assert tight
             assert pace_s == max(rider.pace_s(other) for other in range(len(rider.steps)))
@@ -178,9 +179,9 @@ def test_alone_with_time_enough_it_keeps_the_slow_rung_and_else_steps_down() -> 
     assert together(rider(needed * 0.98)).places.tolist() == [1]
 
 
-def test_the_last_rung_needs_the_safety_only_and_is_lost_below_what_is_kept() -> None:
-    least, kept = needed_s(11, 2e-3, SAFETY), needed_s(11, 2e-3, KEPT)
-    easy, tight, late = (together(rider(left_s)) for left_s in (least * 1.02, least * 0.98, kept * 0.97))
+def test_the_last_rung_needs_the_safety_only_and_is_lost_long_after_that() -> None:
+    least, lost = needed_s(11, 2e-3, SAFETY), 11 * LOST * (BASE_S + 2e-3)
+    easy, tight, late = (together(rider(left_s)) for left_s in (least * 1.02, lost * 1.03, lost * 0.97))
     assert (easy.tight.tolist(), easy.late.tolist()) == ([False], [False])
     assert (tight.tight.tolist(), tight.late.tolist()) == ([True], [False])
     assert (late.tight.tolist(), late.late.tolist()) == ([True], [True])

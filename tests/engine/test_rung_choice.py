@@ -147,12 +147,9 @@ def test_steps_begin_at_what_is_worth_most_and_go_through_the_quality_before_the
 
 
 def test_small_blocks_stay_a_step_for_short_answers_and_what_is_never_sooner_is_none() -> None:
-    # 16 slots of three tokens a forward waste less of a last block than 32; 32 slots of two tokens nothing.
     assert order(price=0.0) == [SPECULATION, AR, FAST, FASTEST]
-    small, worse = (
-        replace(SPECULATION, block_length=n, expected_tokens_per_forward=t) for n, t in ((16, 2.9), (32, 2.0))
-    )
-    ladder = ladder_of((SPECULATION, small, worse))
+    # 16 slots at nearly the rate of 32 waste less of a last block; 32 slots of two tokens a forward waste most.
+    ladder = ladder_of((rung(32, 3.0, 31, 0.9), rung(16, 2.9, 15, 0.9), rung(32, 2.0, 31, 0.9)))
     worth = worth_of(ladder, LAPTOP, TokensPerForward(), LONG)
     assert [step.rung for step in steps_down(ladder, worth, 0.0)] == [0, 1]
 
@@ -165,12 +162,13 @@ def test_a_step_knows_what_comes_before_the_first_text_and_what_a_last_block_was
     worth = worth_of(TIMED, LAPTOP, TokensPerForward(), LONG)
     ar, speculation, fast, _ = steps_down(TIMED, worth, 2000.0)
     assert (ar.first_forwards, ar.rest) == (1.0, 0.0)
-    assert (speculation.first_forwards, speculation.rest) == (1.0, pytest.approx(0.5 * 32 / 3))
+    # Its blocks take two forwards, however much of them the audit throws away.
+    assert (speculation.first_forwards, speculation.rest) == (1.0, pytest.approx(0.5 * 2))
     assert (fast.first_forwards, fast.rest) == (2.0, pytest.approx(0.5 * 16 / 8))
 
 
 def test_short_answers_waste_less_in_short_blocks() -> None:
-    short, long = rung(8, 4.0, quality=0.9), rung(32, 6.0, quality=0.9)
+    short, long = rung(8, 4.0, 2, quality=0.9), rung(32, 6.0, 8, quality=0.9)
     ladder, free = ladder_of((short, long)), ForwardCost(1e-3, 0.0, 0.0, 0.0)
     picks = [most_valuable(worth_of(ladder, free, TokensPerForward(), tokens), (0, 1), 0.0) for tokens in (8.0, 400.0)]
     assert picks == [0, 1]

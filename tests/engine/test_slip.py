@@ -6,8 +6,9 @@ import random
 
 import pytest
 
+from engine.admission import CLOSE, Admission, Newcomer
 from engine.cost_model import ForwardCost, ForwardCostModel
-from engine.outlook import MOST_SLIP, SLIPPED, Newcomer, Outlook
+from engine.outlook import MOST_SLIP, SLIPPED, Outlook
 from engine.plan import AR, Plan
 
 COST = ForwardCost(base_s=4e-3, per_sequence_s=0.0, per_token_s=1e-4, per_context_s=0.0)
@@ -20,11 +21,13 @@ def outlook() -> Outlook:
 def test_every_miss_makes_the_next_newcomer_ask_for_more_time() -> None:
     made = outlook()
     newcomer = Newcomer(Plan(ladder=(AR,)), prompt_tokens=20, output_tokens=10, left_s=1.0)
-    before = made.earliest_s(newcomer, [], 0.0)
-    made.ended(10, in_time=False)
-    assert made.slip_s == pytest.approx(COST.base_s)
-    assert made.earliest_s(newcomer, [], 0.0) == pytest.approx(before + COST.base_s, rel=0.02)
-    assert made.rung_for(newcomer.due_in(before * 1.01), [], 0.0) is None
+    admission, company = Admission(made), made.company(made.view([], 0.0))
+    before = admission.earliest_s(newcomer, company)
+    for _ in range(8):
+        made.ended(10, in_time=False)
+    assert made.slip_s == pytest.approx(8 * COST.base_s)
+    assert admission.earliest_s(newcomer, company) == pytest.approx(before + 8 * COST.base_s, rel=CLOSE)
+    assert admission.rung_for(newcomer.due_in(before * (1 + CLOSE)), company) is None
 
 
 def test_kept_deadlines_give_the_time_back_and_others_say_nothing() -> None:

@@ -12,6 +12,7 @@ from random import Random
 import torch
 from torch import Tensor
 
+from engine.admission import Newcomer
 from engine.batch import ForwardBatch, Segment, build_batch
 from engine.checkpoint.config import ModelConfig
 from engine.config import EngineConfig
@@ -20,7 +21,7 @@ from engine.cost_model import ForwardCost, ForwardCostModel
 from engine.events import Finished
 from engine.intake import Intake
 from engine.kv_cache import PagePool
-from engine.outlook import Newcomer
+from engine.picture import Picture
 from engine.plan import Plan
 from engine.request import GenerationOptions
 from engine.sequence import Sequence
@@ -105,6 +106,7 @@ class VirtualEngine:
             mask_token_id=100,
             clock=lambda: self.executor.now,
         )
+        self.picture = Picture(self.core)
         model = ModelConfig.from_dict(raw_config())
         self.intake = Intake(model, self.config, None, (), self.kv_tokens)
 
@@ -141,8 +143,7 @@ class VirtualEngine:
             None if request.slo_s is None else request.slo_s - late_s,
             None if request.first_slo_s is None else request.first_slo_s - late_s,
         )
-        present = [*self.core.running, *self.core.waiting]
-        return self.core.outlook.rung_for(newcomer, present, self.executor.now) is not None
+        return self.picture.rung_for(newcomer) is not None
 
     def _sequence(self, request: VirtualRequest, rng: Random) -> Sequence:
         options = GenerationOptions(
