@@ -3,11 +3,12 @@
 `python -m benchmarks.promise [--minutes 25] [--seeds 1 2 3] [--loads 0.5 0.8 1.5 3.0]`
 
 First it measures idle times (which the SLOs follow from), the profiles and the budget that other policies need, and
-saturation: the most requests per second that are completed with `--concurrency` of them at a time. Then, for every
-seed and load, all policies serve the same requests arriving at the same times, one policy after the other in an order
-that changes. `--minutes` is the whole run's time; it decides how long requests arrive in a cell (policy x load x seed)
-unless `--duration` says so. What is still open `--drain` seconds after the last arrival is cut off; requests whose SLO
-reaches beyond are not judged, whatever the policy.
+saturation: the most requests per second that are completed with `--concurrency` of them at a time. Idle times and
+saturation are measured again before every seed, because a machine's speed wanders. Then, for every seed and load, all
+policies serve the same requests arriving at the same times, one policy after the other in an order that changes.
+`--minutes` is the whole run's time; it decides how long requests arrive in a cell (policy x load x seed) unless
+`--duration` says so. What is still open `--drain` seconds after the last arrival is cut off; requests whose SLO reaches
+beyond are not judged, whatever the policy.
 
 Goodput counts answers that are right and within their SLO; a batch answer has none and counts when it is right. The
 result file is written after every cell, so a stopped run keeps what it has.
@@ -19,6 +20,7 @@ import argparse
 import os
 import random
 from collections.abc import Sequence
+from dataclasses import asdict
 from time import perf_counter
 from typing import Any
 
@@ -32,6 +34,7 @@ from benchmarks.promise_setup import (
     PROFILE_COUNTS,
     Setup,
     SetupOptions,
+    at_present,
     policies_of,
     set_up,
     together,
@@ -46,8 +49,8 @@ WARM_SEED = 2_000_003
 WARM_REQUESTS = 256
 WARM_CLIENTS = 3
 REFERENCE_CONCURRENCY = 32
-PER_SEED_S = 25.0
-"""What a seed takes besides its cells: engines, warming up, AR's own answers."""
+PER_SEED_S = 50.0
+"""What a seed takes besides its cells: engines, the machine's present speed, warming up, AR's own answers."""
 LEAST_DURATION_S = 2.0
 
 
@@ -96,6 +99,7 @@ class Run:
         self.cells: list[Cell] = []
         self.rows: list[dict[str, Any]] = []
         self.ar_right: dict[tuple[int, int], bool] = {}
+        self.present: dict[int, dict[str, Any]] = {}
 
     @property
     def cell_count(self) -> int:
@@ -114,12 +118,16 @@ class Run:
         options = self.options
         made = policies_of(self.setup, options.policies, options.admission)
         tokenizer = tokenizer_of(made[STEPDIAL][0])
-        # Arrivals of a lower load are the first of these, further apart.
-        most = max(options.loads) * self.setup.saturation
-        requests = [one.request for one in trace(requests_of(tokenizer, self.setup.slos, seed), most, duration_s, seed)]
         order = random.Random(seed)
         try:
-            warm_requests = cycle_of(requests_of(tokenizer, self.setup.slos, WARM_SEED), WARM_REQUESTS)
+            setup = at_present(self.setup)
+            self.present[seed] = {"saturation_requests_per_s": setup.saturation, "idle_ms": asdict(setup.slos.idle)}
+            print(f"seed {seed}: saturation is {setup.saturation:.1f} requests/s now", flush=True)
+            # Arrivals of a lower load are the first of these, further apart.
+            most = max(options.loads) * setup.saturation
+            arrivals = trace(requests_of(tokenizer, setup.slos, seed), most, duration_s, seed)
+            requests = [one.request for one in arrivals]
+            warm_requests = cycle_of(requests_of(tokenizer, setup.slos, WARM_SEED), WARM_REQUESTS)
             for engine, policy in made.values():
                 if policy.learns:
                     in_loop(closed_loop(engine, policy, warm_requests, WARM_CLIENTS, 0.0, options.warm))
@@ -127,7 +135,7 @@ class Run:
                 names = list(made)
                 order.shuffle(names)
                 for name in names:
-                    arrivals = trace(iter(requests), load * self.setup.saturation, duration_s, seed)
+                    arrivals = trace(iter(requests), load * setup.saturation, duration_s, seed)
                     self._one_cell(
                         *made[name], Cell(name, load, seed, duration_s, duration_s + options.drain, []), arrivals
                     )
@@ -170,6 +178,7 @@ class Run:
                 "kv_tokens": options.kv_tokens,
             },
             "measured_first": self.setup.measured,
+            "measured_before_seed": self.present,
             **(summary(self.cells, self.ar_right) if whole else {}),
             "cells": self.rows,
         }

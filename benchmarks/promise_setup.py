@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import ceil
@@ -27,32 +27,10 @@ if TYPE_CHECKING:
 THRESHOLDS = (0.95, 0.9, 0.8, 0.7, 0.5, 0.3)
 BLOCK_LENGTHS = (4, 8, 16, 32)
 PROFILE_COUNTS = (1, 4, 16, 64)
+SLOWEST_DRAFT = 4
+"""Length of drafts that are never the fastest."""
 SETUP_SEED = 1_000_003
 """Of the prompts that are measured on; the traces' seeds are small."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What all policies are built from.
-
-    Attributes:
-        slos: how SLOs follow from requests. tuned: the largest budget that meets the tightest tier on an idle engine.
-        thresholds: rungs of `ByDeadline`, best first, with their measured tokens per forward.
-        drafts, blocks: tokens per second by rung and number of sequences, of self-speculation and of diffusion.
-        saturation: requests per second. cost_model: the fitted cost of a forward, as saved text.
-        measured: all of it as plain JSON.
-    """
-
-    model: Path
-    kv_tokens: int
-    slos: Slos
-    tuned: Rung
-    thresholds: tuple[Rung, ...]
-    drafts: dict[Rung, dict[int, float]]
-    blocks: dict[Rung, dict[int, float]]
-    saturation: float
-    cost_model: str
-    measured: dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +55,30 @@ class SetupOptions:
     profile_counts: Sequence[int] = PROFILE_COUNTS
 
 
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What all policies are built from.
+
+    Attributes:
+        slos: how SLOs follow from requests. tuned: the largest budget that meets the tightest tier on an idle engine.
+        thresholds: rungs of `ByDeadline`, best first, with their measured tokens per forward.
+        drafts, blocks: tokens per second by rung and number of sequences, of self-speculation and of diffusion.
+        saturation: requests per second. fastest: the rung that reached it, none where it was `auto`.
+        cost_model: the fitted cost of a forward, as saved text. measured: all of it as plain JSON.
+    """
+
+    options: SetupOptions
+    slos: Slos
+    tuned: Rung
+    thresholds: tuple[Rung, ...]
+    drafts: dict[Rung, dict[int, float]]
+    blocks: dict[Rung, dict[int, float]]
+    saturation: float
+    fastest: dict[str, Rung]
+    cost_model: str
+    measured: dict[str, object]
+
+
 def set_up(options: SetupOptions) -> Setup:
     """Measures everything on one engine, and prints what it finds."""
     engine = new_engine(options.model, options.kv_tokens)
@@ -84,7 +86,7 @@ def set_up(options: SetupOptions) -> Setup:
     warm_up(engine)
     engine.start()
     try:
-        plain = cycle_of(requests_of(tokenizer, Slos(Idle(0, 0, 0), {}), SETUP_SEED), max(options.prompts, 256))
+        plain = plain_requests(tokenizer, options)
         sample = plain[: options.prompts]
         idle = measure_idle(engine, sample)
         print(f"idle: {idle.read_ms:.3f} ms a prompt token, {idle.token_ms:.2f} ms a token of AR, "
@@ -95,12 +97,8 @@ def set_up(options: SetupOptions) -> Setup:
         thresholds = with_speed(engine, [diffusion(BLOCK, None, level) for level in THRESHOLDS], sample)
         drafts = profile(engine, [self_speculation(length) for length in BLOCK_LENGTHS], plain, options)
         blocks = profile(engine, [diffusion(length, None, 0.9) for length in BLOCK_LENGTHS], plain, options)
-        candidates: list[Policy] = [
-            Stepdial(engine, str(options.model), "auto"),
-            Fixed("ar", AR),
-            *(Fixed(f"self-speculation {rung.block_length}", rung) for rung in drafts if rung.block_length > 4),
-        ]
-        speeds = {} if options.saturation else saturation_of(engine, candidates, plain, options)
+        rungs = {"ar": AR, **{f"self-speculation {rung.block_length}": rung for rung in drafts}}
+        speeds = {} if options.saturation else saturation_of(engine, rungs, plain, options)
         saturation = options.saturation or max(speeds.values())
         print(f"saturation: {saturation:.1f} requests/s", flush=True)
         cost_model = json.dumps(engine.cost_model.to_dict())
@@ -118,9 +116,43 @@ def set_up(options: SetupOptions) -> Setup:
         "saturation_requests_per_s": saturation,
         "saturation_by_policy": speeds,
     }
+    fastest = {max(speeds, key=lambda name: speeds[name])} & set(rungs) if speeds else set()
     return Setup(
-        options.model, options.kv_tokens, slos, tuned, thresholds, drafts, blocks, saturation, cost_model, measured
+        options,
+        slos,
+        tuned,
+        thresholds,
+        drafts,
+        blocks,
+        saturation,
+        {name: rungs[name] for name in fastest},
+        cost_model,
+        measured,
     )
+
+
+def at_present(setup: Setup) -> Setup:
+    """The same with SLOs and saturation as the machine is now: its speed changes by tens of percent within minutes.
+
+    On an engine of its own; saturation by `auto` and what was the fastest at first.
+    """
+    options = setup.options
+    engine = new_engine(options.model, options.kv_tokens, setup.cost_model)
+    engine.start()
+    try:
+        plain = plain_requests(tokenizer_of(engine), options)
+        slos = replace(setup.slos, idle=measure_idle(engine, plain[: options.prompts]))
+        if options.saturation:
+            return replace(setup, slos=slos)
+        speeds = saturation_of(engine, setup.fastest, plain, options)
+        return replace(setup, slos=slos, saturation=max(speeds.values()))
+    finally:
+        engine.stop()
+
+
+def plain_requests(tokenizer: Tokenizer, options: SetupOptions) -> list[Request]:
+    """What is measured on, without SLOs."""
+    return cycle_of(requests_of(tokenizer, Slos(Idle(0, 0, 0), {}), SETUP_SEED), max(options.prompts, 256))
 
 
 def policies_of(setup: Setup, names: Sequence[str], admitted: Sequence[str] = ()) -> dict[str, tuple[Engine, Policy]]:
@@ -128,7 +160,7 @@ def policies_of(setup: Setup, names: Sequence[str], admitted: Sequence[str] = ()
     made: dict[str, tuple[Engine, Policy]] = {}
 
     def add(make: str, with_admission: bool = False) -> None:
-        engine = new_engine(setup.model, setup.kv_tokens, setup.cost_model)
+        engine = new_engine(setup.options.model, setup.options.kv_tokens, setup.cost_model)
         engine.start()
         policy = make_policy(make, engine, setup)
         if with_admission:
@@ -158,7 +190,7 @@ POLICIES = (
 def make_policy(name: str, engine: Engine, setup: Setup) -> Policy:
     """One of `POLICIES`. Raises ValueError for another name."""
     if name == "stepdial":
-        return Stepdial(engine, str(setup.model))
+        return Stepdial(engine, str(setup.options.model))
     if name == "draft length by load":
         return ByLoad(name, engine, setup.drafts)
     if name == "block length by load":
@@ -264,9 +296,11 @@ def profile(
 
 
 def saturation_of(
-    engine: Engine, policies: Sequence[Policy], requests: Sequence[Request], options: SetupOptions
+    engine: Engine, rungs: Mapping[str, Rung], requests: Sequence[Request], options: SetupOptions
 ) -> dict[str, float]:
-    """Requests per second that each policy completes without SLOs, `concurrency` at a time."""
+    """Requests per second that `auto` and each rung complete without SLOs, `concurrency` at a time."""
+    policies: list[Policy] = [Stepdial(engine, str(options.model), "auto")]
+    policies += [Fixed(name, rung) for name, rung in rungs.items() if rung.block_length != SLOWEST_DRAFT]
     unbounded = [replace(request, slo_ms=None, tier="default") for request in requests]
     speeds = {}
     for policy in policies:

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 30.0
 """Seconds after which a sequence without a deadline is given memory like one whose deadline has come."""
-
-
+PATIENT_BESIDE = 32
+"""Sequences without a deadline that run at a time beside some with one: about what fills a forward."""
 MOST_OF_IT = 0.75
 """The share of a forward's slots that says what kind of forward it is."""
 AR_BORDERS = 4
@@ -78,6 +78,7 @@ class EngineCore:
         self.view: View | None = None
         self.ends_s = -inf
         self._last_deadline_s = -inf
+        self._came = False  # whether somebody waits who has not been put in order
 
     @property
     def idle(self) -> bool:
@@ -86,6 +87,7 @@ class EngineCore:
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence; it is admitted when there are pages for its prompt."""
         self.waiting.append(sequence)
+        self._came = True
 
     def cancel(self, sequence: Sequence) -> None:
         """Forgets a sequence and frees its pages at once; nothing more is sent for it."""
@@ -149,33 +151,53 @@ class EngineCore:
         return events
 
     def _admit(self) -> None:
-        """Takes waiting sequences in, the most urgent first, while there are places, and pages for what they read."""
-        if len(self.waiting) > 1:
+        """Takes waiting sequences in, the most urgent first, while there are places, and pages for what they read.
+
+        Beside deadlines only `PATIENT_BESIDE` of those without one run at a time: the rest wait for them to end rather
+        than share their turns, and cost nothing meanwhile.
+        """
+        if self._came:
             self.waiting.sort(key=lambda sequence: sequence.urgency(PATIENCE_S))
-        while self.waiting and len(self.running) < self.config.max_sequences:
-            sequence = self.waiting[0]
-            pages, keys = self.pool.match(sequence.tokens[: sequence.prefill_target], sequence.cache_salt)
-            needed = self._pages_for(sequence.prefill_target + sequence.rung.block_length) - len(pages)
-            if needed > self.pool.available and self.running:
-                self.pool.release(pages)
+            self._came = False
+        patient = sum(not sequence.urgent for sequence in self.running)
+        most_patient = len(self.running) + len(self.waiting)
+        if patient < len(self.running) or any(sequence.urgent for sequence in self.waiting):
+            most_patient = PATIENT_BESIDE
+        for sequence in self.waiting[:]:
+            if len(self.running) >= self.config.max_sequences:
                 return
-            self.waiting.pop(0)
-            sequence.pages, sequence.page_keys = pages, keys
-            sequence.cached = len(pages) * self.pool.page_size
-            self.counters.prefix_hit_tokens += sequence.cached
-            if sequence.last_served < 0:
-                sequence.report.cached_prompt_tokens = sequence.cached
-                self.counters.prompt_tokens += sequence.prompt_tokens
-                # As if it had taken part in the last forward: it has not waited yet.
-                sequence.last_served = max(self.counters.forwards - 1, 0)
-            self.running.append(sequence)
+            if not sequence.urgent:
+                if patient >= most_patient:
+                    continue
+                patient += 1
+            if not self._take_in(sequence):
+                return
+
+    def _take_in(self, sequence: Sequence) -> bool:
+        """Takes a waiting sequence in if there are pages for what it reads."""
+        pages, keys = self.pool.match(sequence.tokens[: sequence.prefill_target], sequence.cache_salt)
+        needed = self._pages_for(sequence.prefill_target + sequence.rung.block_length) - len(pages)
+        if needed > self.pool.available and self.running:
+            self.pool.release(pages)
+            return False
+        self.waiting.remove(sequence)
+        sequence.pages, sequence.page_keys = pages, keys
+        sequence.cached = len(pages) * self.pool.page_size
+        self.counters.prefix_hit_tokens += sequence.cached
+        if sequence.last_served < 0:
+            sequence.report.cached_prompt_tokens = sequence.cached
+            self.counters.prompt_tokens += sequence.prompt_tokens
+            # As if it had taken part in the last forward: it has not waited yet.
+            sequence.last_served = max(self.counters.forwards - 1, 0)
+        self.running.append(sequence)
+        return True
 
     def _look_ahead(self, now: float) -> View | None:
         """What deadlines and open plans ask for, None where there are neither, or nobody is at a border.
 
         Deadlines that cannot be kept are given up, so that they hold up nobody.
         """
-        present = [*self.running, *self.waiting]
+        present = [*self.running, *(sequence for sequence in self.waiting if sequence.urgent)]
         if not any(sequence.timed for sequence in present) and not any(
             sequence.at_border and not sequence.plan.pinned and _may_change(sequence) for sequence in self.running
         ):
@@ -276,6 +298,7 @@ class EngineCore:
         sequence.report.preemptions += 1
         self.counters.preemptions += 1
         self.waiting.append(sequence)
+        self._came = True
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -299,7 +299,7 @@ class Outlook:
             else:
                 count, lengths = free.get(ladder, (0, 0))
                 free[ladder] = (count + 1, lengths + length)
-            if sequence.timed and not sequence.given_up:
+            if sequence.urgent:
                 timed.append(sequence)
             else:
                 untimed += 1

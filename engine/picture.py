@@ -46,7 +46,7 @@ class Picture:
         now = core.clock()
         if view is None:
             return core.outlook.company(core.outlook.view(here, now))
-        since = [one for one in here if one.timed and not one.given_up and one not in view.members]
+        since = [one for one in here if one.urgent and one not in view.members]
         known = self._company
         if known is not None and known[0] is view and known[1] == since:
             return known[2]

@@ -139,6 +139,11 @@ class Sequence:
         return self.due_s is not None or self.first_due_s is not None
 
     @property
+    def urgent(self) -> bool:
+        """Whether it has a deadline that has not been given up."""
+        return not self.given_up and (self.due_s is not None or self.first_due_s is not None)
+
+    @property
     def output(self) -> list[int]:
         """Output tokens so far, pending included."""
         return self.tokens[self.prompt_tokens :]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from engine.admission import Newcomer
 from engine.config import EngineConfig
+from engine.core import PATIENT_BESIDE
 from engine.plan import AR, Plan, Rung, diffusion, self_speculation
 from tests.engine.virtual_engine import VirtualEngine, VirtualRequest
 
@@ -95,6 +96,31 @@ def test_batch_work_advances_beside_a_stream_of_urgent_requests() -> None:
     VirtualEngine().run([*urgent, batch])
     assert batch.ended_s is not None
     assert batch.ended_s < urgent[-1].at_s
+
+
+def test_beside_deadlines_those_without_run_a_few_at_a_time_and_alone_all_at_once() -> None:
+    def most_at_once(slo_s: float | None) -> tuple[int, list[VirtualRequest]]:
+        patient = [VirtualRequest(0.0, 20, 40, Plan(ladder=EXACT), name="patient") for _ in range(3 * PATIENT_BESIDE)]
+        other = VirtualRequest(0.0, 20, 900, Plan(ladder=(AR,), expected_tokens=900), slo_s=slo_s, name="other")
+        engine = VirtualEngine()
+        seen = 0
+        admit = engine.core._admit
+
+        def watched() -> None:
+            nonlocal seen
+            admit()
+            seen = max(seen, len(engine.core.running))
+
+        engine.core._admit = watched  # type: ignore[method-assign]
+        engine.run([*patient, other])
+        return seen, patient
+
+    few, patient = most_at_once(slo_s=60.0)
+    assert few == PATIENT_BESIDE + 1
+    assert all(request.ended_s is not None for request in patient)
+    ends = [request.ended_s or 0.0 for request in patient]
+    assert max(ends[:PATIENT_BESIDE]) < min(ends[-PATIENT_BESIDE:]), "who came first is done first"
+    assert most_at_once(slo_s=None)[0] == 3 * PATIENT_BESIDE + 1
 
 
 def test_refinement_is_given_up_only_by_those_whose_deadline_needs_it() -> None:
