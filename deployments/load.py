@@ -25,6 +25,8 @@ class ReplicaLoad:
         timed_s, timed_others_s: seconds of work in requests with a deadline, and what they add to the mean forward when
             they ride as often as they need: what has none, or a loose one, gives way to a tight newcomer.
         slip_s: by how much its admission takes deadlines to be earlier than they are (`engine/outlook.py`).
+        step_s: duration of a recent forward with all the engine's own work, which a newcomer may have to wait for; 0
+            where there was none.
         cost: the fitted cost of a forward. tail_ratio: its p95 over its median.
         prefill_chunk: most prompt tokens of one sequence in a forward.
         latency_tail: p95 of actual over predicted latency, by mode, as this replica measured it.
@@ -42,6 +44,7 @@ class ReplicaLoad:
     timed_s: float = 0.0
     timed_others_s: float = 0.0
     slip_s: float = 0.0
+    step_s: float = 0.0
     cost: ForwardCost = field(default_factory=ForwardCost)
     tail_ratio: float = 1.5
     prefill_chunk: int = 256
@@ -112,6 +115,7 @@ class LoadMeter:
             timed_s=stats.timed_s,
             timed_others_s=max(0.0, stats.timed_forward_s - stats.cost_model["cost"]["base_s"]),
             slip_s=stats.slip_s,
+            step_s=stats.step_s,
             cost=ForwardCost.from_dict(stats.cost_model["cost"]),
             tail_ratio=stats.cost_model["tail_ratio"],
             prefill_chunk=self.prefill_chunk,

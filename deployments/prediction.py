@@ -10,6 +10,7 @@ exp(hypot(ln length ratio, ln machine ratio)): their logarithms add as independe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -247,13 +248,15 @@ def _load_row(load: ReplicaLoad, timed: bool) -> tuple[float, ...]:
     cost = load.cost
     everybody_s = load.others_s
     queued = load.waiting and not timed
+    # A newcomer finds a forward under way, as long as recent ones were; not everybody rides in each.
+    entry_s = min(cost.base_s + everybody_s, load.step_s * load.tail_ratio or math.inf, load.queue_s)
     return (
         cost.base_s + cost.per_sequence_s,
         cost.per_token_s,
         cost.per_context_s,
         load.timed_others_s if timed else everybody_s,
         load.timed_s if timed else load.queue_s,
-        min(cost.base_s + everybody_s, load.queue_s) if load.sequences else 0.0,
+        entry_s if load.sequences else 0.0,
         load.slots,
         load.queue_s * load.waiting / (load.waiting + load.running) if queued else 0.0,
         load.prefill_chunk,

@@ -31,6 +31,8 @@ from engine.sequence import Sequence
 
 log = logging.getLogger("ray.serve")
 LOAD_MAX_AGE_S = 0.05
+FRESH_S = 0.01
+"""Age of a load that decides, or that predictions are judged by: about a forward, within which little changes."""
 
 
 class Replica:
@@ -75,7 +77,7 @@ class Replica:
     async def generate(self, request: ReplicaRequest) -> AsyncIterator[Message]:
         """Streams one answer: pieces and an end, or one message that says why there is none."""
         plan = Plan.from_dict(request.plan)
-        load = self.load(max_age_s=0.0)
+        load = self.load(FRESH_S)
         if request.latency_budget_ms is not None or request.first_text_budget_ms is not None:
             newcomer = _newcomer(request, plan)
             rung = self.engine.rung_for(newcomer)
@@ -148,7 +150,7 @@ class Replica:
         if report.cut_at_deadline or not report.completion_tokens:
             return
         actual = Size(size.prompt_tokens, report.completion_tokens)
-        met = load_met(load, self.load(max_age_s=0.0), latency_s)
+        met = load_met(load, self.load(FRESH_S), latency_s)
         self.tails.observe(plan.first.decoding.value, latency_s / predict(plan.first, actual, met).p50_s)
 
     def _done(self, event: Finished) -> Done:

@@ -38,6 +38,8 @@ PATIENT_BESIDE = 32
 """Sequences without a deadline that run at a time beside some with one: about what fills a forward."""
 MOST_OF_IT = 0.75
 """The share of a forward's slots that says what kind of forward it is."""
+NEWEST = 0.05
+"""Weight of the last step in `step_s`."""
 AR_BORDERS = 4
 """Every so many tokens an AR sequence may change its rung."""
 DEADLINES_EXPECTED_S = 30.0
@@ -52,7 +54,7 @@ class EngineCore:
 
     Attributes:
         view: what the loop saw before its last forward; None where it did not look, or nobody is left.
-        ends_s: when the forward under way is predicted to end, engine clock.
+        ends_s: when the forward under way is predicted to end, engine clock. step_s: a recent step's duration.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class EngineCore:
         self.running: list[Sequence] = []
         self.view: View | None = None
         self.ends_s = -inf
+        self.step_s = 0.0
         self._last_deadline_s = -inf
         self._came = False  # whether somebody waits who has not been put in order
 
@@ -128,6 +131,7 @@ class EngineCore:
             length = main_block_length(work, batch.query_tokens)
             self.cost_model.observe(batch.query_tokens, batch.context_tokens, len(work), step_s, length)
             self.counters.busy_s += step_s
+            self.step_s += (step_s - self.step_s) * (NEWEST if self.step_s else 1.0)
         if self.idle:
             self.view = None
         return events

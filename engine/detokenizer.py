@@ -35,6 +35,10 @@ class IncrementalDetokenizer:
     def push(self, token_ids: Iterable[int]) -> str:
         """Adds tokens; returns the text that became certain with them."""
         token_bytes, decode = self._tokenizer.token_bytes, self._decoder.decode
+        if not self._matchers:
+            ids = list(token_ids)
+            self.tokens += len(ids)
+            return decode(b"".join(map(token_bytes, ids)))
         certain = []
         for token_id in token_ids:
             if self.stopped:
@@ -42,7 +46,7 @@ class IncrementalDetokenizer:
             self.tokens += 1
             text = decode(token_bytes(token_id))
             if text:
-                certain.append(self._release(text) if self._matchers else text)
+                certain.append(self._release(text))
         return "".join(certain)
 
     def finish(self) -> str:

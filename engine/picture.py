@@ -72,6 +72,7 @@ class Picture:
             queue_s=backlog.queue_s,
             timed_s=backlog.timed_s,
             slip_s=outlook.slip_s,
+            step_s=core.step_s,
             timed_forward_s=self.company(arriving).forward_s,
             forwards=counters.forwards,
             forward_s=counters.forward_s,

@@ -79,12 +79,14 @@ class Postprocessor:
             kept = {} if logits is not None else kept_by_kernel(_audited(looks), choice)
             choice = choice.cpu()
             tokens: list[int] = choice.tokens.tolist()
+            # All rows at once: a call costs more than hundreds of them.
+            scores = _log(choice.confidence) if any(item.sequence.score for item, _ in looks) else []
             for item, row in looks:
-                picks = tokens[row : row + len(item.segment.wanted)]
+                rows = slice(row, row + len(item.segment.wanted))
                 if item.phase is Phase.PREFILL:
-                    self._prefill(item, picks, choice, row)
+                    self._prefill(item, tokens[rows], scores[rows])
                 else:
-                    self._look(item, picks, logits, choice, row, kept.get(row))
+                    self._look(item, tokens[rows], scores[rows], logits, choice, row, kept.get(row))
         events: list[tuple[Sequence, Event]] = []
         for item in work:
             sequence = item.sequence
@@ -136,13 +138,13 @@ class Postprocessor:
         events.append((sequence, Finished(sequence.finish_reason, report)))
         return events
 
-    def _prefill(self, item: Work, picks: list[int], choice: Choice, row: int) -> None:
+    def _prefill(self, item: Work, picks: list[int], scores: list[float]) -> None:
         sequence = item.sequence
         sequence.cached = item.segment.end
         if picks:
             set_pending(sequence, picks[0])
             if sequence.score and sequence.tokens[-1] == picks[0]:
-                sequence.logprobs.append((0, _log(choice.confidence[row : row + 1])[0]))
+                sequence.logprobs.append((0, scores[0]))
             cut_at_limits(sequence, 0)
 
     def _draft(self, drafts: list[tuple[Work, int]], choice: Choice) -> None:
@@ -187,9 +189,21 @@ class Postprocessor:
             sequence.finish_reason = sequence.finish_reason or "stop"
 
     def _look(
-        self, item: Work, picks: list[int], logits: Tensor | None, choice: Choice, row: int, kept: int | None
+        self,
+        item: Work,
+        picks: list[int],
+        scores: list[float],
+        logits: Tensor | None,
+        choice: Choice,
+        row: int,
+        kept: int | None,
     ) -> None:
-        """`kept`: leading tokens that pass the audit, where a kernel has judged them already."""
+        """Commits a canvas.
+
+        Args:
+            picks, scores: token and log p of each wanted row, the first of which is `row` of the forward's.
+            kept: leading tokens that pass the audit, where a kernel has judged them already.
+        """
         sequence, canvas, rung = item.sequence, item.sequence.open_canvas, item.sequence.rung
         length = len(canvas.tokens)
         ratios: list[float] | None = None
@@ -220,7 +234,7 @@ class Postprocessor:
         sequence.block_forwards = 0
         set_pending(sequence, pick)
         if sequence.score:
-            values = _log(choice.confidence[row : row + len(picks)])
+            values = scores
             if logprobs is not None:
                 values[: kept - 1] = logprobs[: kept - 1]
             # Without an audit only the last row was computed: it judges the next pending token alone.

@@ -17,7 +17,7 @@ class EngineStats:
         open_slots, open_context: query tokens and key positions of a forward in which all of them take part.
         queue_s: predicted seconds of forwards that are waiting plus running.
         timed_s: the same of those with a deadline. timed_forward_s: the mean forward that keeps all their deadlines.
-        slip_s: see `Outlook`.
+        slip_s: see `Outlook`. step_s: duration of a recent step, 0 before the first.
         forwards, forward_s: forwards so far and seconds spent in them; busy_s adds the engine's own work.
         slots: query tokens so far by kind (`prefill`, `draft`, `look`).
         generated_tokens: settled output tokens by mode. finished: sequences by how they ended.
@@ -38,6 +38,7 @@ class EngineStats:
     timed_s: float = 0.0
     timed_forward_s: float = 0.0
     slip_s: float = 0.0
+    step_s: float = 0.0
     forwards: int = 0
     forward_s: float = 0.0
     busy_s: float = 0.0
