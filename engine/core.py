@@ -44,8 +44,8 @@ AR_BORDERS = 4
 """Every so many tokens an AR sequence may change its rung."""
 DEADLINES_EXPECTED_S = 30.0
 """For so long after a sequence with a deadline the next one is expected."""
-LONGEST_BASES = 8.0
-"""Meanwhile what has no deadline, or a loose one, makes no forward longer than so many of its bases: an eighth of the
+LONGEST_BASES = 12.0
+"""Meanwhile what has no deadline, or a loose one, makes no forward longer than so many of its bases: a twelfth of the
 time is the price of a short wait."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.history import Calibration, OutputLengths
+from deployments.history import MOST_TAIL, Calibration, OutputLengths
 
 
 def seen(lengths: OutputLengths, values: list[int], tier: str = "t", rung: str = "r", prompt: int = 30) -> None:
@@ -66,5 +66,5 @@ def test_experience_is_by_tier_and_mode_and_within_bounds() -> None:
     assert calibration.scale("t", True, "ar") == 0.5
     assert calibration.scale("another", True, "ar") == calibration.scale("t", False, "ar") == 1.0
     assert calibration.scale("t", True, "diffusion") == 1.4
-    assert calibration.scale("t", True, "self_speculation") == Calibration.MOST
+    assert calibration.scale("t", True, "self_speculation") == MOST_TAIL
     assert Calibration().scale("t", True, "ar") == 1.0

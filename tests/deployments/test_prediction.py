@@ -60,6 +60,15 @@ def test_known_prediction() -> None:
     assert abs(busy.accelerator_s - ((10e-3 + 9.6e-3) * 50 / 146 + 20 * 17.8e-3 * 32 / 128)) < 1e-12
 
 
+def test_a_newcomer_waits_for_a_forward_as_long_as_recent_ones_and_at_most_for_everybodys() -> None:
+    crowd = ReplicaLoad("a", cost=COST, slots=960, queue_s=9.0, sequences=30, tail_ratio=1.5)
+    alone = replace(crowd, sequences=0)
+    everybody_s = COST.base_s + crowd.others_s
+    for step_s, wait_s in ((0.0, everybody_s), (0.02, 0.03), (1.0, everybody_s)):
+        met = predict(diffusion(32, 4), Size(50, 128), replace(crowd, step_s=step_s))
+        assert met.p95_s - predict(diffusion(32, 4), Size(50, 128), alone).p95_s == pytest.approx(wait_s)
+
+
 def test_others_delay_by_no_more_than_the_work_that_they_have() -> None:
     load = ReplicaLoad("a", cost=COST, slots=960, queue_s=0.05, waiting=10, running=0)
     idle = predict(diffusion(32, 4), Size(50, 128), replace(load, slots=0, queue_s=0, waiting=0))
