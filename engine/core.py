@@ -46,7 +46,7 @@ DEADLINES_EXPECTED_S = 30.0
 """For so long after a sequence with a deadline the next one is expected."""
 LONGEST_BASES = 12.0
 """Meanwhile what has no deadline, or a loose one, makes no forward longer than so many of its bases: a twelfth of the
-time is the price of a short wait."""
+time is the price of a short wait. Where hardly any base was found, than so many blocks take."""
 
 
 class EngineCore:
@@ -255,9 +255,10 @@ class EngineCore:
             self._last_deadline_s = now
         # The next one with a deadline has to wait for the forward that it finds under way.
         expected = now - self._last_deadline_s < DEADLINES_EXPECTED_S
-        longest_s = LONGEST_BASES * self.cost_model.cost.base_s if expected else inf
+        cost = self.cost_model.cost
+        longest_s = LONGEST_BASES * max(cost.base_s, cost.own_s(self.pool.page_size, 0)) if expected else inf
         config = self.config
-        grants = share_slots(wants, self.cost_model.cost, config.max_forward_tokens, config.prefill_chunk, longest_s)
+        grants = share_slots(wants, cost, config.max_forward_tokens, config.prefill_chunk, longest_s)
         for grant in grants:
             sequence = order[grant.name]
             if sequence not in self.running:

@@ -78,13 +78,13 @@ def share_slots(
             forward.add(want, insist=True)
     for want in ordered:
         if want.pace_s > tight_s:
-            forward.add(want)
+            # However long one of them takes alone, a forward has to have somebody in it.
+            forward.add(want, insist=not forward.grants)
     overdue = max(patient, key=lambda want: want.waited, default=None)
     if timed and overdue is not None and overdue.waited >= PATIENCE:
         patient.remove(overdue)
         forward.add(overdue, insist=True)
     for want in patient:
-        # However long one of them takes alone, it has to run some time.
         forward.add(want, insist=not forward.grants)
     return forward.grants
 

@@ -13,7 +13,7 @@ from engine.admission import Newcomer
 from engine.config import EngineConfig
 from engine.core import PATIENT_BESIDE
 from engine.plan import AR, Plan, Rung, diffusion, self_speculation
-from tests.engine.virtual_engine import VirtualEngine, VirtualRequest
+from tests.engine.virtual_engine import LAPTOP, VirtualEngine, VirtualRequest
 
 
 def rung(policy: Rung, quality: float, tokens_per_forward: float) -> Rung:
@@ -96,6 +96,16 @@ def test_batch_work_advances_beside_a_stream_of_urgent_requests() -> None:
     VirtualEngine().run([*urgent, batch])
     assert batch.ended_s is not None
     assert batch.ended_s < urgent[-1].at_s
+
+
+def test_an_engine_whose_forwards_have_no_base_serves_loose_deadlines_in_full_forwards() -> None:
+    requests = [
+        VirtualRequest(0.0, 20, 40, Plan(ladder=(AR,), expected_tokens=40), slo_s=60.0, name="loose") for _ in range(8)
+    ]
+    engine = VirtualEngine(cost=replace(LAPTOP, base_s=1e-6))
+    engine.run(requests)
+    assert all(request.in_time for request in requests)
+    assert engine.core.counters.forwards < 2 * 41, "they ride together"
 
 
 def test_beside_deadlines_those_without_run_a_few_at_a_time_and_alone_all_at_once() -> None:

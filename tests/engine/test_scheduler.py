@@ -179,6 +179,14 @@ def test_with_deadlines_everybody_is_served_in_the_end(asked: list[Want], chunk:
     assert canvases <= served
 
 
+@given(wants(), CHUNKS, st.floats(0, 10), st.lists(st.floats(1e-6, 10) | st.just(inf), min_size=24, max_size=24))
+def test_whatever_a_forward_may_take_somebody_is_in_it(
+    asked: list[Want], chunk: int, longest_s: float, paces: list[float]
+) -> None:
+    timed = [want._replace(pace_s=pace_s) for want, pace_s in zip(asked, paces, strict=False)]
+    assert bool(share(timed, COST, MAX_TOKENS, chunk, longest_s)) == bool(asked)
+
+
 def test_a_late_urgent_request_overtakes_patient_work_at_the_next_forward() -> None:
     patient = [Want(index, 16, False, 1, float(index)) for index in range(6)]
     urgent = Want(9, 16, False, 0, 9.0, pace_s=4e-3)
