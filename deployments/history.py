@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 ENOUGH = 20
@@ -114,21 +115,44 @@ class OutputLengths:
         Args:
             max_tokens: its bound. rung: name of the rung, `policy_name`. least: tokens that it has in any case.
         """
-        bucket = prompt_tokens.bit_length()
+        return self.expect_each(prompt_tokens, max_tokens, tier, (rung,), least)[0]
+
+    def expect_each(
+        self, prompt_tokens: int, max_tokens: int, tier: str, rungs: Sequence[str], least: int = 1
+    ) -> tuple[Length, ...]:
+        """`expect` on several rungs: what does not depend on them is found once."""
         low = max(1, min(least, max_tokens))
         if low >= max_tokens:
-            return Length(max_tokens, max_tokens, f"{max_tokens} tokens, which the request fixes")
-        names = ((tier, rung, "this tier, rung"), (tier, "", "this tier"), ("", "", "any tier"))
-        for key_tier, key_rung, words in names:
-            seen = self._seen.get((key_tier, key_rung, bucket))
-            if seen is not None and len(seen) >= self.enough:
-                median, reckoned = (min(max(value, low), max_tokens) for value in (seen.median, seen.reckoned))
-                bound = f", bounded by max_tokens {max_tokens}" if seen.reckoned > max_tokens else ""
-                return Length(median, reckoned, f"{len(seen)} answers of {words} and prompt length{bound}")
+            return (Length(max_tokens, max_tokens, f"{max_tokens} tokens, which the request fixes"),) * len(rungs)
+        bucket = prompt_tokens.bit_length()
+        whole: Length | None = None
+        found = []
+        for rung in rungs:
+            length = self._seen_length((tier, rung, bucket), "this tier, rung", low, max_tokens)
+            if length is None:
+                length = whole = whole or self._on_any_rung(tier, bucket, low, max_tokens)
+            found.append(length)
+        return tuple(found)
+
+    def _on_any_rung(self, tier: str, bucket: int, low: int, max_tokens: int) -> Length:
+        """From the coarser histograms, or without any."""
+        for key, words in (((tier, "", bucket), "this tier"), (("", "", bucket), "any tier")):
+            length = self._seen_length(key, words, low, max_tokens)
+            if length is not None:
+                return length
         if max_tokens <= max(self.prior_tokens, low):
             return Length(max_tokens, max_tokens, f"max_tokens {max_tokens}; too few answers seen")
         value = max(self.prior_tokens, low)
         return Length(value, value, f"expected_output_tokens {self.prior_tokens} of the settings; too few answers seen")
+
+    def _seen_length(self, key: tuple[str, str, int], words: str, low: int, max_tokens: int) -> Length | None:
+        """From one histogram, if it has enough answers. `low`, `max_tokens`: bounds of the request."""
+        seen = self._seen.get(key)
+        if seen is None or len(seen) < self.enough:
+            return None
+        median, reckoned = (min(max(value, low), max_tokens) for value in (seen.median, seen.reckoned))
+        bound = f", bounded by max_tokens {max_tokens}" if seen.reckoned > max_tokens else ""
+        return Length(median, reckoned, f"{len(seen)} answers of {words} and prompt length{bound}")
 
     def bound(self, prompt_tokens: int, max_tokens: int) -> int:
         """Output tokens that a plan should reckon with, whatever its tier and rung."""

@@ -69,7 +69,7 @@ class Planning:
         self._check_prompt(prompt, request, field)
         args = self.args
         tier = tier_for(request.service_tier, args.tiers, args.service_tiers, key)
-        length = self._length(request, len(prompt), tier.name, "")
+        (length,) = self._lengths(request, len(prompt), tier.name, [""])
         apply_headers(request, headers, length.reckoned)
         request.check(self.model.block_size, self.model.vocab_size)
         if request.stop and self.tokenizer is None:
@@ -113,7 +113,7 @@ class Planning:
             menu=menu,
             goal=goal,
             prompt_tokens=prompt_tokens,
-            lengths=tuple(self._length(job.options, prompt_tokens, job.tier.name, name) for name in menu.table.names),
+            lengths=self._lengths(job.options, prompt_tokens, job.tier.name, menu.table.names),
             qualities=tuple(self.quality.expected_quality(rung, job.options.temperature) for rung in menu.rungs),
             extra_ms=overhead_ms + elapsed_ms,
             idle_extra_ms=min(self.experience.idle_overhead_ms.value, overhead_ms + elapsed_ms),
@@ -169,10 +169,14 @@ class Planning:
         known = [quality for quality in qualities if quality is not None]
         return min(known) if known and len(known) == len(qualities) else None
 
-    def _length(self, options: GenerationOptions, prompt_tokens: int, tier: str, rung: str) -> Length:
+    def _lengths(
+        self, options: GenerationOptions, prompt_tokens: int, tier: str, rungs: Sequence[str]
+    ) -> tuple[Length, ...]:
+        """Output tokens to expect on each of the rungs, by their names."""
         most = options.max_tokens or self.context - prompt_tokens
         endless = options.ignore_eos and not options.stop and not options.stop_token_ids
-        return self.experience.lengths.expect(prompt_tokens, most, tier, rung, most if endless else options.min_tokens)
+        least = most if endless else options.min_tokens
+        return self.experience.lengths.expect_each(prompt_tokens, most, tier, rungs, least)
 
     def _prompt(self, request: ApiRequest) -> tuple[list[int], str]:
         """The prompt's ids, and the field that it came from."""
