@@ -8,7 +8,7 @@ import os
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -152,6 +152,7 @@ def test_swiglu_keeps_to_its_tensors_and_to_finite_numbers(monkeypatch: pytest.M
     width=st.sampled_from([1, 16, 100, 5120, 8200]),
     dtype=TYPES,
 )
+@example(seed=192, rows=4, width=5120, dtype=torch.float32)  # rounds up to a power of two among the subnormals
 def test_rows_in_fp8_equal_their_reference(seed: int, rows: int, width: int, dtype: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(seed)
     x = (torch.randn(rows, width, generator=draw) * 10 ** torch.randint(-4, 4, (rows, 1), generator=draw)).to(dtype)
@@ -165,7 +166,8 @@ def close_in_fp8(got: QuantizedRows, want: QuantizedRows, x: Tensor) -> None:
     """Equal, but for what rounds up to a power of two, where the interpreter loses the carry and gives half of it, and
     for ties, which it rounds up instead of to even."""
     codes, expected = got.values.view(torch.uint8), want.values.view(torch.uint8)
-    carried = ((expected & 7) == 0) & (want.values.float().abs() > (x.float() / want.scales).abs())
+    power_of_two = torch.frexp(want.values.float()).mantissa.abs() == 0.5
+    carried = power_of_two & (want.values.float().abs() > (x.float() / want.scales).abs())
     apart = (codes.int() - expected.int()).abs()[~carried]
     assert apart.max() <= 1
     assert (apart > 0).sum() <= max(1, 0.02 * apart.numel())
