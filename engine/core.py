@@ -163,15 +163,13 @@ class EngineCore:
         if self._came:
             self.waiting.sort(key=lambda sequence: sequence.urgency(PATIENCE_S))
             self._came = False
+        beside_deadlines = any(sequence.urgent for sequence in (*self.running, *self.waiting))
         patient = sum(not sequence.urgent for sequence in self.running)
-        most_patient = len(self.running) + len(self.waiting)
-        if patient < len(self.running) or any(sequence.urgent for sequence in self.waiting):
-            most_patient = PATIENT_BESIDE
         for sequence in self.waiting[:]:
             if len(self.running) >= self.config.max_sequences:
                 return
             if not sequence.urgent:
-                if patient >= most_patient:
+                if beside_deadlines and patient >= PATIENT_BESIDE:
                     continue
                 patient += 1
             if not self._take_in(sequence):

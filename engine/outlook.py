@@ -47,14 +47,13 @@ class View:
     """The sequences with a deadline as riders of one forward.
 
     Attributes:
-        timed, members: the sequences, `riders` and `pacing` in their order. fixed_s: of a forward, whoever rides: its
-            base, and the share of those without a deadline that have waited too long. price: tokens that a second of
-            the engine is worth.
+        timed: the sequences, `riders` and `pacing` in their order. fixed_s: of a forward, whoever rides: its base, and
+            the share of those without a deadline that have waited too long. price: tokens that a second of the engine
+            is worth.
         crowd: of all sequences. best: the rung (index) of each ladder's best quality that is worth most.
     """
 
     timed: list[Sequence]
-    members: frozenset[Sequence]
     riders: Riders
     table: StepTable
     pacing: Pacing
@@ -157,8 +156,7 @@ class Outlook:
         riders = self._riders(survey.timed, rows, now) if survey.timed else NOBODY
         pacing = Pacing(riders, table)
         riding = pacing.ride(mean_forward_s([pacing], survey.fixed_s))
-        members = frozenset(survey.timed)
-        return View(survey.timed, members, riders, table, pacing, riding, survey.fixed_s, price, survey.crowd, best)
+        return View(survey.timed, riders, table, pacing, riding, survey.fixed_s, price, survey.crowd, best)
 
     def rungs(self, borders: Iterable[Sequence], view: View) -> dict[Sequence, Rung]:
         """The next rung of every sequence in `borders`, whose plans leave it open."""
@@ -205,7 +203,6 @@ class Outlook:
         ride in it, so it is paid for as many forwards as the longest sequence needs.
         """
         cost, meter = self.cost, self.meter
-        own_s, per_token_s, per_context_s = cost.own_s(0, 0), cost.per_token_s, cost.per_context_s
         rates: dict[int, float] = {}  # by the rung's identity: hundreds of sequences share a few
         mean_output = self._mean_output
         unread = slots = context = 0
@@ -218,18 +215,17 @@ class Outlook:
             limits = sequence.limits
             # As much as recent answers had in all, however long it is already (what has not ended yet is no nearer to
             # its end), at most max_tokens; a sequence that nothing stops goes up to max_tokens.
-            left = limits.max_tokens - length + sequence.prompt_tokens
+            left = limits.max_tokens - sequence.output_tokens
             ahead = mean_output if mean_output < left and limits.stop_ids else left
             forwards = max(1.0, ahead / rate)
-            to_read = length - sequence.has_pending - sequence.cached
-            seconds = forwards * (own_s + per_token_s * rung.block_length + per_context_s * length)
-            seconds += per_token_s * to_read
+            to_read = sequence.prefill_target - sequence.cached
+            seconds = forwards * cost.own_s(rung.block_length, length) + cost.per_token_s * to_read
             unread += to_read
             slots += rung.block_length
             context += length
             work_s += seconds
             longest = max(longest, forwards)
-            if sequence.due_s is not None or sequence.first_due_s is not None:
+            if sequence.timed:
                 timed_work_s += seconds
                 timed_longest = max(timed_longest, forwards)
         base_s = cost.base_s

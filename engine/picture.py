@@ -46,7 +46,8 @@ class Picture:
         now = core.clock()
         if view is None:
             return core.outlook.company(core.outlook.view(here, now))
-        since = [one for one in here if one.urgent and one not in view.members]
+        seen = set(view.timed)
+        since = [one for one in here if one.urgent and one not in seen]
         known = self._company
         if known is not None and known[0] is view and known[1] == since:
             return known[2]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from engine.admission import Newcomer
 from engine.config import EngineConfig
 from engine.core import PATIENT_BESIDE
+from engine.events import Finished
 from engine.plan import AR, Plan, Rung, diffusion, self_speculation
 from tests.engine.virtual_engine import LAPTOP, VirtualEngine, VirtualRequest
 
@@ -108,29 +109,22 @@ def test_an_engine_whose_forwards_have_no_base_serves_loose_deadlines_in_full_fo
     assert engine.core.counters.forwards < 2 * 41, "they ride together"
 
 
-def test_beside_deadlines_those_without_run_a_few_at_a_time_and_alone_all_at_once() -> None:
-    def most_at_once(slo_s: float | None) -> tuple[int, list[VirtualRequest]]:
-        patient = [VirtualRequest(0.0, 20, 40, Plan(ladder=EXACT), name="patient") for _ in range(3 * PATIENT_BESIDE)]
-        other = VirtualRequest(0.0, 20, 900, Plan(ladder=(AR,), expected_tokens=900), slo_s=slo_s, name="other")
-        engine = VirtualEngine()
-        seen = 0
-        admit = engine.core._admit
-
-        def watched() -> None:
-            nonlocal seen
-            admit()
-            seen = max(seen, len(engine.core.running))
-
-        engine.core._admit = watched  # type: ignore[method-assign]
-        engine.run([*patient, other])
-        return seen, patient
-
-    few, patient = most_at_once(slo_s=60.0)
-    assert few == PATIENT_BESIDE + 1
-    assert all(request.ended_s is not None for request in patient)
-    ends = [request.ended_s or 0.0 for request in patient]
-    assert max(ends[:PATIENT_BESIDE]) < min(ends[-PATIENT_BESIDE:]), "who came first is done first"
-    assert most_at_once(slo_s=None)[0] == 3 * PATIENT_BESIDE + 1
+@pytest.mark.parametrize(("slo_s", "at_once"), [(60.0, PATIENT_BESIDE + 1), (None, 3 * PATIENT_BESIDE + 1)])
+def test_beside_deadlines_those_without_run_a_few_at_a_time_in_their_order(slo_s: float | None, at_once: int) -> None:
+    patient = [VirtualRequest(0.0, 20, 40, Plan(ladder=EXACT)) for _ in range(3 * PATIENT_BESIDE)]
+    other = VirtualRequest(0.0, 20, 900, Plan(ladder=(AR,), expected_tokens=900), slo_s=slo_s)
+    engine = VirtualEngine()
+    sequences = [engine._sequence(request, Random(0)) for request in (*patient, other)]
+    for sequence in sequences:
+        engine.core.add(sequence)
+    seen, ended = 0, []
+    while not engine.core.idle:
+        ended += [sequences.index(sequence) for sequence, event in engine.core.step() if isinstance(event, Finished)]
+        seen = max(seen, len(engine.core.running))
+    assert seen == at_once
+    assert sorted(ended) == list(range(len(sequences))), "nobody starves"
+    if slo_s is not None:
+        assert max(ended[: PATIENT_BESIDE // 2]) < PATIENT_BESIDE, "who came first is done first"
 
 
 def test_refinement_is_given_up_only_by_those_whose_deadline_needs_it() -> None:
