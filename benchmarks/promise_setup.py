@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 THRESHOLDS = (0.95, 0.9, 0.8, 0.7, 0.5, 0.3)
 BLOCK_LENGTHS = (4, 8, 16, 32)
 PROFILE_COUNTS = (1, 4, 16, 64)
-SLOWEST_DRAFT = 4
-"""Length of drafts that are never the fastest."""
 SETUP_SEED = 1_000_003
 """Of the prompts that are measured on; the traces' seeds are small."""
 
@@ -97,7 +95,9 @@ def set_up(options: SetupOptions) -> Setup:
         thresholds = with_speed(engine, [diffusion(BLOCK, None, level) for level in THRESHOLDS], sample)
         drafts = profile(engine, [self_speculation(length) for length in BLOCK_LENGTHS], plain, options)
         blocks = profile(engine, [diffusion(length, None, 0.9) for length in BLOCK_LENGTHS], plain, options)
-        rungs = {"ar": AR, **{f"self-speculation {rung.block_length}": rung for rung in drafts}}
+        rungs = {"ar": AR}
+        # Drafts of 4 are never the fastest.
+        rungs |= {f"self-speculation {rung.block_length}": rung for rung in drafts if rung.block_length > 4}
         speeds = {} if options.saturation else saturation_of(engine, rungs, plain, options)
         saturation = options.saturation or max(speeds.values())
         print(f"saturation: {saturation:.1f} requests/s", flush=True)
@@ -116,7 +116,6 @@ def set_up(options: SetupOptions) -> Setup:
         "saturation_requests_per_s": saturation,
         "saturation_by_policy": speeds,
     }
-    fastest = {max(speeds, key=lambda name: speeds[name])} & set(rungs) if speeds else set()
     return Setup(
         options,
         slos,
@@ -125,7 +124,7 @@ def set_up(options: SetupOptions) -> Setup:
         drafts,
         blocks,
         saturation,
-        {name: rungs[name] for name in fastest},
+        {name: rung for name, rung in rungs.items() if speeds.get(name) == saturation},
         cost_model,
         measured,
     )
@@ -300,7 +299,7 @@ def saturation_of(
 ) -> dict[str, float]:
     """Requests per second that `auto` and each rung complete without SLOs, `concurrency` at a time."""
     policies: list[Policy] = [Stepdial(engine, str(options.model), "auto")]
-    policies += [Fixed(name, rung) for name, rung in rungs.items() if rung.block_length != SLOWEST_DRAFT]
+    policies += [Fixed(name, rung) for name, rung in rungs.items()]
     unbounded = [replace(request, slo_ms=None, tier="default") for request in requests]
     speeds = {}
     for policy in policies:
