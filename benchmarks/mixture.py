@@ -111,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("stopped; the result file has what was complete")
     finally:
         engine.stop()
+        policies[AUTO].close()
     for text, passed in judge(complete(results, options.repeats)):
         print(f"{'pass' if passed else 'FAIL'}  {text}")
     print(f"{perf_counter() - begun:.0f} s in all")

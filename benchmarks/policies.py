@@ -68,7 +68,7 @@ class Policy(Protocol):
     name: str
     learns: bool
 
-    def decide(self, request: Request, arrived_s: float) -> Decision:
+    async def decide(self, request: Request, arrived_s: float) -> Decision:
         """What becomes of a request that arrived at `arrived_s` on `time.perf_counter`'s clock."""
         ...
 
@@ -76,27 +76,36 @@ class Policy(Protocol):
         """Hears of the end of a request that was served; `latency_ms` from its arrival."""
         ...
 
+    def close(self) -> None:
+        """Ends what the policy runs beside the engine."""
+        ...
 
-class Fixed:
-    """One rung for everybody."""
+
+class Simple:
+    """A policy that runs nothing beside the engine, and learns nothing."""
 
     learns = False
+
+    def learn(self, request: Request, finished: Finished, latency_ms: float) -> None:
+        """Nothing to learn."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class Fixed(Simple):
+    """One rung for everybody."""
 
     def __init__(self, name: str, rung: Rung) -> None:
         self.name = name
         self.plan = Plan(ladder=(rung,), reason=name)
 
-    def decide(self, request: Request, arrived_s: float) -> Decision:
+    async def decide(self, request: Request, arrived_s: float) -> Decision:
         return Served(self.plan)
 
-    def learn(self, request: Request, finished: Finished, latency_ms: float) -> None:
-        """Nothing to learn."""
 
-
-class ByLoad:
+class ByLoad(Simple):
     """Of several rungs the one that gave most tokens per second, at start, with about as many sequences as run now."""
-
-    learns = False
 
     def __init__(self, name: str, engine: Engine, profile: Profile) -> None:
         """Raises ValueError for a profile without rungs or without loads."""
@@ -109,13 +118,10 @@ class ByLoad:
         self._best = fastest_by_load(profile)
         self._plans = {rung: Plan(ladder=(rung,), reason=name) for rung in profile}
 
-    def decide(self, request: Request, arrived_s: float) -> Decision:
+    async def decide(self, request: Request, arrived_s: float) -> Decision:
         present = len(self.engine.present()) + 1
         nearest = min(self._best, key=lambda count: abs(math.log(count / present)))
         return Served(self._plans[self._best[nearest]])
-
-    def learn(self, request: Request, finished: Finished, latency_ms: float) -> None:
-        """The profile is that of the start."""
 
 
 def fastest_by_load(profile: Profile) -> dict[int, Rung]:
@@ -124,7 +130,7 @@ def fastest_by_load(profile: Profile) -> dict[int, Rung]:
     return {count: max(profile, key=lambda rung: profile[rung][count]) for count in sorted(counts)}
 
 
-class ByDeadline:
+class ByDeadline(Simple):
     """The first of several rungs (best first) that is predicted to meet the deadline under the present load.
 
     The engine knows the deadlines and serves the most urgent first. Where no rung is fast enough the last one is used;
@@ -141,7 +147,7 @@ class ByDeadline:
         self._loads = Loads(engine, rungs)
         self._table: LoadTable | None = None
 
-    def decide(self, request: Request, arrived_s: float) -> Decision:
+    async def decide(self, request: Request, arrived_s: float) -> Decision:
         if request.slo_ms is None:
             return Served(self._plans[0])
         left_ms = request.slo_ms - (perf_counter() - arrived_s) * 1e3
@@ -164,7 +170,7 @@ class ByDeadline:
         return self._plans[int(in_time[0]) if in_time.size else -1]
 
 
-class Admitted:
+class Admitted(Simple):
     """Another policy's plans, with deadlines that the engine knows and its last word on who is let in."""
 
     learns = True
@@ -175,8 +181,8 @@ class Admitted:
         self.engine = engine
         self._lengths = OutputLengths(PRIOR_OUTPUT_TOKENS)
 
-    def decide(self, request: Request, arrived_s: float) -> Decision:
-        decision = self.policy.decide(request, arrived_s)
+    async def decide(self, request: Request, arrived_s: float) -> Decision:
+        decision = await self.policy.decide(request, arrived_s)
         if isinstance(decision, Refused) or request.slo_ms is None:
             return decision
         left_ms = request.slo_ms - (perf_counter() - arrived_s) * 1e3

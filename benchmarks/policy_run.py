@@ -39,7 +39,7 @@ class Outcome:
 
     Attributes:
         due_s: when it was due, seconds after the start. late_start_ms: how late the client was.
-        own_ms: the policy's own time for its decision. refused: status of a refusal.
+        own_ms: from the question to the policy's decision. refused: status of a refusal.
         latency_ms, first_ms: from when it was due; None where nothing came (refused, or cut off at the end of the run).
         right: whether the text is the answer. tokens: output tokens that came. accelerator_ms: of the report.
     """
@@ -110,7 +110,7 @@ async def serve(
     request = outcome.request
     begun = perf_counter()
     outcome.late_start_ms = (begun - due_at_s) * 1e3
-    decision = policy.decide(request, due_at_s)
+    decision = await policy.decide(request, due_at_s)
     outcome.own_ms = (perf_counter() - begun) * 1e3
     if isinstance(decision, Refused):
         outcome.refused = decision.status

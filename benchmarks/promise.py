@@ -141,8 +141,9 @@ class Run:
                     )
             self._ask_ar(made["ar"][0] if "ar" in made else made[STEPDIAL][0], seed)
         finally:
-            for engine, _ in made.values():
+            for engine, policy in made.values():
                 engine.stop()
+                policy.close()
 
     def _one_cell(self, engine: Engine, policy: Policy, cell: Cell, arrivals: Sequence[Arrival]) -> None:
         cell.outcomes.extend(in_loop(open_loop(engine, policy, arrivals, cell.end_s)))

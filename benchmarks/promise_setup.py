@@ -305,6 +305,7 @@ def saturation_of(
     for policy in policies:
         run = closed_loop(engine, policy, unbounded, options.concurrency, 2 * options.window_s, 4 * options.window_s)
         speeds[policy.name] = in_loop(run).requests_per_s
+        policy.close()
     return speeds
 
 

@@ -17,6 +17,9 @@ from engine.calibration.cells import describe
 from engine.plan import Decoding, Rung
 
 MAX_RUNGS = 8
+SAME_COST = 0.05
+"""Of two rungs of one quality neither is cheaper by less than this: a cost measured again differs by as much, and on
+another machine the order of the two may be the other one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,7 @@ def _at_most(row: Interval, most: Interval) -> Interval:
 
 
 def dominator(candidate: Candidate, others: Sequence[Candidate], load: int) -> Candidate | None:
-    """The cheapest rung that is at least as good and as cheap at `load`, and better in one of them; None on the
-    frontier.
+    """The cheapest rung that is better and as cheap at `load`, or as good and cheaper (`SAME_COST`); None on the frontier.
 
     An exact rung is compared with exact ones only: that it gives AR's tokens is certain, not estimated.
     """
@@ -95,11 +97,15 @@ def dominator(candidate: Candidate, others: Sequence[Candidate], load: int) -> C
     def better(other: Candidate) -> bool:
         if candidate.rung.exact and not other.rung.exact:
             return False
-        gains = other.quality.low - candidate.quality.low
-        saves = candidate.cost_ms[load] - other.cost_ms[load]
-        return gains >= 0 and saves >= 0 and (gains > 0 or saves > 0)
+        least = candidate.cost_ms[load] * (1.0 if _goodness(other) > _goodness(candidate) else 1 - SAME_COST)
+        return _goodness(other) >= _goodness(candidate) and other.cost_ms[load] <= least
 
     return min((other for other in others if better(other)), key=lambda other: other.cost_ms[load], default=None)
+
+
+def _goodness(row: Candidate) -> tuple[float, bool]:
+    """Of two rungs that measure alike the exact one is better: it is sure to be as good."""
+    return row.quality.low, row.rung.exact
 
 
 def choose(candidates: Sequence[Candidate], most: int = MAX_RUNGS) -> Choice:
@@ -120,7 +126,7 @@ def choose(candidates: Sequence[Candidate], most: int = MAX_RUNGS) -> Choice:
     protected |= {min(kept, key=lambda row: row.cost_ms[load]).rung for load in loads if kept}
     while len(kept) > most:
         loose = [row for row in kept if row.rung not in protected] or [row for row in kept if not row.is_ar]
-        gone = min(loose, key=lambda row: (_gap(row, _neighbour(row, kept)), row.quality.low))
+        gone = min(loose, key=lambda row: (_gap(row, _neighbour(row, kept)), _goodness(row)))
         near = _neighbour(gone, kept)
         kept.remove(gone)
         reason = f"on the frontier, but a ladder has at most {most} rungs and this one is the closest to another: "

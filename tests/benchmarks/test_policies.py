@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from time import perf_counter
 
 import pytest
 
 from benchmarks.command import CHECKPOINT
-from benchmarks.policies import Admitted, ByDeadline, ByLoad, Fixed, Refused, Served, fastest_by_load
+from benchmarks.policies import Admitted, ByDeadline, ByLoad, Decision, Fixed, Policy, Refused, Served, fastest_by_load
 from benchmarks.policy_run import Outcome, closed_loop, in_loop, new_engine, open_loop
 from benchmarks.promise_setup import tokenizer_of
 from benchmarks.promise_trace import Arrival, Idle, Request, Slos, requests_of
@@ -30,6 +31,13 @@ def engine() -> Iterator[Engine]:
     made.stop()
 
 
+@pytest.fixture
+def stepdial(engine: Engine) -> Iterator[Stepdial]:
+    policy = Stepdial(engine, str(CHECKPOINT))
+    yield policy
+    policy.close()
+
+
 def request(slo_ms: float | None = None, tier: str = "standard", index: int = 0, max_tokens: int = 16) -> Request:
     return Request(index, list(range(300, 340)), "none", "addition", tier, max_tokens, slo_ms)
 
@@ -40,13 +48,19 @@ def wait(engine: Engine, sequences: int) -> None:
         engine.core.add(engine.intake.sequence("one", [1, 2, 3], GenerationOptions(max_tokens=4), Plan(), 0.0))
 
 
-def served(decision: Served | Refused) -> Served:
+def decided(policy: Policy, asked: Request, ago_s: float = 0.0) -> Decision:
+    """What becomes of a request that arrived so long ago."""
+    return in_loop(policy.decide(asked, perf_counter() - ago_s))
+
+
+def served(policy: Policy, asked: Request, ago_s: float = 0.0) -> Served:
+    decision = decided(policy, asked, ago_s)
     assert isinstance(decision, Served)
     return decision
 
 
 def test_a_fixed_policy_gives_everybody_its_rung_and_tells_no_deadline() -> None:
-    decision = served(Fixed("drafts", LONG).decide(request(1.0), perf_counter()))
+    decision = served(Fixed("drafts", LONG), request(1.0))
     assert decision.plan.ladder == (LONG,)
     assert decision.latency_slo_ms is None
 
@@ -59,7 +73,7 @@ def test_a_profile_gives_the_fastest_rung_of_every_load() -> None:
 def test_the_rung_by_load_is_that_of_the_nearest_measured_load(open_already: int, rung: object) -> None:
     idle = new_engine(CHECKPOINT, 8192)
     wait(idle, open_already)
-    assert served(ByLoad("by load", idle, PROFILE).decide(request(), perf_counter())).plan.first == rung
+    assert served(ByLoad("by load", idle, PROFILE), request()).plan.first == rung
 
 
 @pytest.mark.parametrize("profile", [{}, {LONG: {}}])
@@ -71,8 +85,8 @@ def test_an_empty_profile_is_refused(engine: Engine, profile: dict) -> None:
 def test_the_threshold_follows_the_deadline(engine: Engine) -> None:
     rungs = [diffusion(32, None, level) for level in (0.95, 0.5, 0.1)]
     policy = ByDeadline("by deadline", engine, rungs)
-    assert served(policy.decide(request(None), perf_counter())).plan.first == rungs[0]
-    loose, tight = (served(policy.decide(request(slo), perf_counter())) for slo in (1e6, 0.5))
+    assert served(policy, request(None)).plan.first == rungs[0]
+    loose, tight = (served(policy, request(slo)) for slo in (1e6, 0.5))
     assert loose.plan.first == rungs[0]
     assert tight.plan.first == rungs[-1]
     assert loose.latency_slo_ms == pytest.approx(1e6, rel=0.01)
@@ -80,39 +94,45 @@ def test_the_threshold_follows_the_deadline(engine: Engine) -> None:
 
 def test_admission_refuses_what_cannot_be_in_time_and_lets_the_rest_in_with_its_deadline(engine: Engine) -> None:
     policy = Admitted(Fixed("ar", AR), engine)
-    assert policy.decide(request(1.0), perf_counter()) == Refused(429)
-    assert policy.decide(request(5_000.0), perf_counter() - 10.0) == Refused(429)
-    loose = served(policy.decide(request(1e6), perf_counter()))
+    assert decided(policy, request(1.0)) == Refused(429)
+    assert decided(policy, request(5_000.0), 10.0) == Refused(429)
+    loose = served(policy, request(1e6))
     assert loose.plan.ladder == (AR,)
     assert loose.latency_slo_ms == pytest.approx(1e6, rel=0.01)
-    assert served(policy.decide(request(None), perf_counter())).latency_slo_ms is None
+    assert served(policy, request(None)).latency_slo_ms is None
 
 
-def test_stepdial_refuses_for_good_what_no_idle_engine_could_do(engine: Engine) -> None:
-    assert Stepdial(engine, str(CHECKPOINT)).decide(request(0.5, "realtime"), perf_counter()) == Refused(400)
+def test_stepdial_refuses_for_good_what_no_idle_engine_could_do(stepdial: Stepdial) -> None:
+    assert decided(stepdial, request(0.5, "realtime")) == Refused(400)
 
 
-def test_stepdial_keeps_ars_quality_where_the_tier_asks_for_it(engine: Engine) -> None:
-    policy = Stepdial(engine, str(CHECKPOINT))
+def test_stepdial_keeps_ars_quality_where_the_tier_asks_for_it(engine: Engine, stepdial: Stepdial) -> None:
     equal = {rung.policy() for rung in equivalent_to_ar(engine.ladder)}
     for index, asked in enumerate([request(None, "batch"), request(1e6, "standard")]):
-        decision = served(policy.decide(Request(**{**vars_of(asked), "index": index}), perf_counter()))
+        decision = served(stepdial, replace(asked, index=index))
         assert {rung.policy() for rung in decision.plan.ladder} <= equal
 
 
-def test_stepdial_tells_the_engine_the_deadline_less_what_has_passed(engine: Engine) -> None:
-    decision = served(Stepdial(engine, str(CHECKPOINT)).decide(request(1e6), perf_counter() - 400.0))
+def test_stepdial_tells_the_engine_the_deadline_less_what_has_passed(stepdial: Stepdial) -> None:
+    decision = served(stepdial, request(1e6), 400.0)
     assert decision.latency_slo_ms == pytest.approx(6e5, rel=0.01)
     assert decision.predicted_p95_ms is not None
 
 
-def test_stepdial_learns_lengths_from_answers(engine: Engine) -> None:
-    policy = Stepdial(engine, str(CHECKPOINT))
+def test_stepdial_learns_lengths_from_answers(stepdial: Stepdial) -> None:
     for index in range(20):
         asked = request(None, "batch", index, max_tokens=256)
-        served(policy.decide(asked, perf_counter()))
-        policy.learn(asked, Finished("stop", Report(prompt_tokens=40, completion_tokens=10, latency_ms=20.0)), 21.0)
-    assert served(policy.decide(request(None, "batch", 20, max_tokens=256), perf_counter())).plan.expected_tokens == 10
+        served(stepdial, asked)
+        stepdial.learn(asked, Finished("stop", Report(prompt_tokens=40, completion_tokens=10, latency_ms=20.0)), 21.0)
+    assert served(stepdial, request(None, "batch", 20, max_tokens=256)).plan.expected_tokens == 10
+
+
+def test_a_router_that_has_ended_is_an_error_and_no_endless_wait(stepdial: Stepdial) -> None:
+    served(stepdial, request(1e6))
+    stepdial._router._process.kill()
+    stepdial._router._process.wait()
+    with pytest.raises((RuntimeError, BrokenPipeError)):
+        decided(stepdial, request(1e6, index=1))
 
 
 def test_an_open_loop_fills_in_what_came_of_every_request(engine: Engine) -> None:
@@ -159,7 +179,3 @@ def test_an_empty_window_has_no_latency(engine: Engine) -> None:
     closed.ended.clear()
     with pytest.raises(ValueError, match="no request ended"):
         closed.latency_ms(0.95)
-
-
-def vars_of(asked: Request) -> dict[str, object]:
-    return {name: getattr(asked, name) for name in Request.__dataclass_fields__}

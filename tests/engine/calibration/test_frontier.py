@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -54,6 +56,17 @@ def test_a_rung_stays_if_it_is_on_the_frontier_of_one_load() -> None:
     assert "by self-speculation 8 at load 64" in why[self_speculation(4)]
     assert "by diffusion 32, 1 step at load 1" in why[diffusion(16, 1)]
     assert "load 64" in why[diffusion(16, 1)]
+
+
+@pytest.mark.parametrize(("full", "offered"), [(20.9, True), (21.2, False)])
+def test_of_rungs_of_one_quality_and_nearly_one_cost_none_displaces_the_other(full: float, offered: bool) -> None:
+    choice = choose([*PLAIN[:3], row(self_speculation(16), 0.95, alone=80, full=full)])
+    assert (self_speculation(16) in policies(choice)) == offered
+
+
+def test_an_exact_rung_is_better_than_a_lossy_one_that_measures_alike() -> None:
+    audited = replace(diffusion(32, 1), audit=0.1)
+    assert audited not in policies(choose([PLAIN[0], PLAIN[2], row(audited, 0.95, alone=60, full=20)]))
 
 
 def test_ar_is_offered_even_where_it_is_dominated() -> None:
