@@ -3,10 +3,10 @@
 `python -m benchmarks.mixture [--concurrency 1 2 4 8 16 32 64] [--repeats 3] [--minutes 12]`
 
 `auto` is Stepdial's own policy for requests without an SLO: the router's plan, then rungs equal to AR that the engine
-chooses among at borders. Beside it run AR, self-speculation at 4, 8, 16 and 32, and the diffusion rungs of the
-checkpoint's ladder, which are faster because they give up quality: they are shown, and not part of the bars unless they
-are equal to AR. Repeats alternate. `--minutes` is the whole run's time and decides how long each window is, unless
-`--seconds` says so.
+chooses among at borders. Beside it run, pinned by the requests' own fields and through the same router, AR,
+self-speculation at 4, 8, 16 and 32, and the diffusion rungs of the checkpoint's ladder, which are faster because they
+give up quality: they are shown, and not part of the bars unless they are equal to AR. Repeats alternate. `--minutes` is
+the whole run's time and decides how long each window is, unless `--seconds` says so.
 
 Bars: at every concurrency `auto` has at least 95% of the tokens per second of the best single mode, with a p95 latency
 of at most 1.05 times that of the mode that reaches it; and somewhere it is above the best.
@@ -25,7 +25,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from benchmarks.command import command_parser, parsed, write_report
-from benchmarks.policies import Fixed, Policy
+from benchmarks.policies import Pinned, Policy
 from benchmarks.policy_run import Closed, closed_loop, cycle_of, in_loop, new_engine
 from benchmarks.promise_report import rung_name
 from benchmarks.promise_setup import tokenizer_of
@@ -84,11 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # No tier is named, so nothing below AR's quality may be used.
     requests = [replace(request, tier="default") for request in requests]
     equal = {rung.policy() for rung in equivalent_to_ar(engine.ladder)}
-    policies: dict[str, Policy] = {AUTO: Stepdial(engine, str(options.model), AUTO)}
+    auto = Stepdial(engine, str(options.model), AUTO)
+    policies: dict[str, Policy] = {AUTO: auto}
     lossy: dict[str, bool] = {AUTO: False}
     for rung in single_modes(engine.ladder):
         name = rung_name(rung)
-        policies[name] = Fixed(name, rung)
+        policies[name] = Pinned(name, rung, auto)
         lossy[name] = not rung.exact and rung.policy() not in equal
     windows = len(policies) * options.repeats * sum(window_weight(n) for n in options.concurrency)
     seconds = options.seconds or max(LEAST_SECONDS, (options.minutes * 60 - 20) / (windows * (1 + RAMP)))
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results: Results = {n: {name: Measured(lossy[name]) for name in policies} for n in options.concurrency}
     try:
         # What Stepdial remembers of lengths and latencies, before the first window.
-        in_loop(closed_loop(engine, policies[AUTO], requests, 4, 0.0, seconds, least_ended=options.least_ended))
+        in_loop(closed_loop(engine, auto, requests, 4, 0.0, seconds, least_ended=options.least_ended))
         for concurrency in options.concurrency:
             window_s = seconds * window_weight(concurrency)
             for _ in range(options.repeats):
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("stopped; the result file has what was complete")
     finally:
         engine.stop()
-        policies[AUTO].close()
+        auto.close()
     for text, passed in judge(complete(results, options.repeats)):
         print(f"{'pass' if passed else 'FAIL'}  {text}")
     print(f"{perf_counter() - begun:.0f} s in all")

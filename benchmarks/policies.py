@@ -104,6 +104,21 @@ class Fixed(Simple):
         return Served(self.plan)
 
 
+class Pinned(Simple):
+    """The same way as another policy's, with a rung that the client pins."""
+
+    def __init__(self, name: str, rung: Rung, policy: Policy) -> None:
+        self.name = name
+        self.rung = rung
+        self.policy = policy
+
+    async def decide(self, request: Request, arrived_s: float) -> Decision:
+        return await self.policy.decide(replace(request, rung=self.rung), arrived_s)
+
+    def learn(self, request: Request, finished: Finished, latency_ms: float) -> None:
+        self.policy.learn(request, finished, latency_ms)
+
+
 class ByLoad(Simple):
     """Of several rungs the one that gave most tokens per second, at start, with about as many sequences as run now."""
 

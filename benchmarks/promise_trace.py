@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from engine.checkpoint.tokenizer import Tokenizer
     from engine.events import Report
+    from engine.plan import Rung
 
 MOST_REQUESTS = 100_000
 LENGTH_CLASSES = (16, 32, 64, 128, 256)
@@ -46,6 +47,7 @@ class Request:
     Attributes:
         index: its place in the trace. prompt: token ids. answer: the only right text.
         slo_ms: from its scheduled arrival; None = no deadline. ignore_eos: goes on up to max_tokens.
+        rung: that the client pins; None = the service chooses.
     """
 
     index: int
@@ -56,6 +58,7 @@ class Request:
     max_tokens: int
     slo_ms: float | None
     ignore_eos: bool = False
+    rung: Rung | None = None
 
 
 @dataclass(frozen=True, slots=True)

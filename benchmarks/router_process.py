@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import count
 from multiprocessing.connection import Connection
 from socket import socketpair
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deployments.experience import Answered
 from deployments.openai_types import CompletionRequest
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from deployments.job import Job
     from deployments.load import ReplicaLoad
     from deployments.planner import Planned
-    from engine.plan import Plan
+    from engine.plan import Plan, Rung
 
 MOST_OPEN = 10_000
 """Plans that the router remembers until it hears of their answers; of what is cut off it never does."""
@@ -38,13 +38,14 @@ MOST_OPEN = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request as the router gets it; `load`: of the replica, None where it is the one of the question before."""
+    """A request as the router gets it.
+
+    Attributes:
+        fields: of its body. load: of the replica, None where it is the one of the question before.
+    """
 
     number: int
-    prompt: list[int]
-    max_tokens: int
-    tier: str
-    slo_ms: float | None
+    fields: dict[str, Any]
     arrived_s: float
     load: ReplicaLoad | None
 
@@ -96,7 +97,10 @@ class Router:
         if question.load is not None:
             self._loads = [question.load]
         planning, number = self.planning, question.number
-        job = planning.job(_body(question), {}, f"request-{number}", question.arrived_s)
+        body = parse_options(CompletionRequest, question.fields)
+        if not isinstance(body, CompletionRequest):
+            raise TypeError("a completion was parsed as something else")
+        job = planning.job(body, {}, f"request-{number}", question.arrived_s)
         planned = planning.plan(job, self._loads)
         if isinstance(planned, Refusal):
             return Refusing(number, planned.status)
@@ -159,9 +163,7 @@ class RouterProcess:
         answer = self._asked[number] = loop.create_future()
         news = None if load is self._sent else load
         self._sent = load
-        self._connection.send(
-            Question(number, request.prompt, request.max_tokens, request.tier, request.slo_ms, arrived_s, news)
-        )
+        self._connection.send(Question(number, fields_of(request), arrived_s, news))
         try:
             return await answer
         finally:
@@ -200,21 +202,36 @@ def open_tiers(tiers: Sequence[Tier] = TIERS) -> tuple[Tier, ...]:
     return tuple(tier.model_copy(update=free) for tier in tiers)
 
 
-def _body(question: Question) -> CompletionRequest:
-    fields = {
+def fields_of(request: Request) -> dict[str, Any]:
+    """The body of `POST /v1/completions`."""
+    fields: dict[str, Any] = {
         "model": "stepdial-tiny",
-        "prompt": question.prompt,
-        "max_tokens": question.max_tokens,
+        "prompt": request.prompt,
+        "max_tokens": request.max_tokens,
         "temperature": 0,
         "seed": 0,
-        "service_tier": question.tier,
+        "service_tier": request.tier,
     }
-    if question.slo_ms is not None:
-        fields["latency_slo_ms"] = question.slo_ms
-    body = parse_options(CompletionRequest, fields)
-    if not isinstance(body, CompletionRequest):
-        raise TypeError("a completion was parsed as something else")
-    return body
+    if request.slo_ms is not None:
+        fields["latency_slo_ms"] = request.slo_ms
+    if request.rung is not None:
+        fields |= pin_of(request.rung)
+    return fields
+
+
+def pin_of(rung: Rung) -> dict[str, Any]:
+    """The fields with which a request pins a rung."""
+    if rung.block_length == 1:
+        return {"decoding": rung.decoding.value}
+    if not rung.is_diffusion:
+        return {"decoding": rung.decoding.value, "block_length": rung.block_length}
+    return {
+        "decoding": rung.decoding.value,
+        "block_length": rung.block_length,
+        "refinement_steps": rung.refinement_steps,
+        "threshold": rung.threshold,
+        "audit": rung.audit,
+    }
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from engine.decoding.rung_choice import (
     tokens_ahead,
     worth_of,
 )
-from engine.pace import NOBODY, Pacing, Ride, Riders, StepTable, longest_s, mean_forward_s
+from engine.pace import NO_PACING, NO_STEPS, NOBODY, Pacing, Ride, Riders, StepTable, longest_s, mean_forward_s
 from engine.scheduler import PATIENCE
 
 if TYPE_CHECKING:
@@ -152,9 +152,11 @@ class Outlook:
         worth = {ladder: self.worth(ladder, survey.crowd) for ladder in survey.ladders}
         price = throughput(survey.free, worth, survey.pinned)
         best = {ladder: self._best(ladder, values, price) for ladder, values in worth.items()}
-        table, rows = self._table(survey.timed, worth, price)
-        riders = self._riders(survey.timed, rows, now) if survey.timed else NOBODY
-        pacing = Pacing(riders, table)
+        riders, table, pacing = NOBODY, NO_STEPS, NO_PACING
+        if survey.timed:
+            table, rows = self._table(survey.timed, worth, price)
+            riders = self._riders(survey.timed, rows, now)
+            pacing = Pacing(riders, table)
         riding = pacing.ride(mean_forward_s([pacing], survey.fixed_s))
         return View(survey.timed, riders, table, pacing, riding, survey.fixed_s, price, survey.crowd, best)
 

@@ -184,11 +184,18 @@ class Pacing:
 
     def ride(self, forward_s: float) -> Ride:
         """The riders in forwards of this length."""
+        if not len(self):
+            return Ride(forward_s, NOBODY.ladder, _NO_FLAGS, _NO_FLAGS, NOBODY.tokens)
         places = (self._limits_s >= forward_s).argmax(axis=1)
         tight: NDArray[np.bool_] = places == self._columns - 1
         places = np.where(tight, self.quickest, places)
         chosen_s = self.pace_s[self._everyone, places]
         return Ride(forward_s, places, tight, tight & (chosen_s < LOST * forward_s), chosen_s / SAFETY)
+
+
+_NO_FLAGS = np.zeros(0, dtype=np.bool_)
+NO_STEPS = StepTable([])
+NO_PACING = Pacing(NOBODY, NO_STEPS)
 
 
 def mean_forward_s(parts: Sequence[Pacing], fixed_s: float, least_s: float = 0.0, most_s: float = inf) -> float:
@@ -226,6 +233,9 @@ def longest_s(parts: Sequence[Pacing], forward_s: float) -> float:
     """The longest forward in which every rider is as well off as in one of `forward_s`: within its margin, or not lost;
     inf where none can be worse off.
     """
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        return inf
     limits_s = np.concatenate([np.where(part.most_s >= forward_s, part.most_s, part.lost_s) for part in parts])
     return float(limits_s.min(initial=inf, where=limits_s >= forward_s))
 
