@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ class ReplicaLoad:
         slots, context: query tokens and key positions that the open requests put into a forward.
         timed_s, timed_others_s: seconds of work in requests with a deadline, and what they add to the mean forward when
             they ride as often as they need: what has none, or a loose one, gives way to a tight newcomer.
+        timed_room_s: what a newcomer may add to it before one of them is worse off; inf where nobody would be.
         slip_s: by how much its admission takes deadlines to be earlier than they are (`engine/outlook.py`).
         step_s: duration of a recent forward with all the engine's own work, which a newcomer may have to wait for; 0
             where there was none.
@@ -43,6 +45,7 @@ class ReplicaLoad:
     context: float = 0.0
     timed_s: float = 0.0
     timed_others_s: float = 0.0
+    timed_room_s: float = math.inf
     slip_s: float = 0.0
     step_s: float = 0.0
     cost: ForwardCost = field(default_factory=ForwardCost)
@@ -114,6 +117,7 @@ class LoadMeter:
             context=stats.open_context,
             timed_s=stats.timed_s,
             timed_others_s=max(0.0, stats.timed_forward_s - stats.cost_model["cost"]["base_s"]),
+            timed_room_s=stats.timed_room_s,
             slip_s=stats.slip_s,
             step_s=stats.step_s,
             cost=ForwardCost.from_dict(stats.cost_model["cost"]),

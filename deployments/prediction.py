@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.history import PRIOR_TAIL
-from engine.pace import SAFETY
+from engine.pace import KEPT, SAFETY
 from engine.plan import Rung
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
+LEAST_ROOM = 1e-3
+"""Of a forward's base: with less room than that a deadline that fits would be weeks away."""
 UNKNOWN = 1e-12
 """Tokens per forward of which nothing is known: so few that the most forwards possible are what counts."""
 
@@ -148,7 +150,7 @@ class LoadTable:
         rows = [*(_load_row(load, False) for load in loads), *(_load_row(load, True) for load in timed)]
         (
             self.base_s, self.token_s, self.context_s, self.others_s, self.queue_s, self.entry_s, self.slots,
-            self.wait_s, self.chunk, self.machine, self.slip_s,
+            self.wait_s, self.chunk, self.machine, self.slip_s, self.bare_s, self.room_s,
         ) = np.array(rows).T  # fmt: skip
         # What was learned of latencies is what the engine's scheduling made of them; whether a deadline can be kept is
         # reckoned as the engine will reckon it.
@@ -206,15 +208,19 @@ def predict_all(
     read = np.minimum(unread, loads.chunk)
     accelerator_s = (prompt_s + chunks * others_s) * read / (slots + read)
     accelerator_s = accelerator_s + forwards * (median_forward_s + others_s) * rungs.length / (slots + rungs.length)
-    # As the engine reckons: everybody rides along, forwards of one length, the prompt's chunks among them.
+    # As the engine reckons: everybody rides along, forwards of one length, the prompt's chunks among them. What rides
+    # in only some of them makes the mean one longer by that share, which has to fit into the room that others leave.
     kept = rungs.admitted_forwards(reckoned, rates) + chunks
     forward_s = longest_forward_s + others_s
+    added_s = longest_forward_s - loads.bare_s + read_s / kept
+    crowded_s = np.where(added_s > loads.room_s, KEPT * (loads.bare_s + others_s) * added_s / loads.room_s, 0.0)
+    first_kept = np.maximum(first, 1.0) + chunks
     return Predictions(
         p50_s=entry_s / 2 + ridden_s,
         p95_s=p95_s,
-        kept_s=SAFETY * (kept * forward_s + read_s) + loads.slip_s,
+        kept_s=np.maximum(SAFETY * (kept * forward_s + read_s), kept * crowded_s) + loads.slip_s,
         first_text_p95_s=np.minimum(first_s * first_tails, p95_s),
-        first_text_kept_s=SAFETY * (np.maximum(first, 1.0) + chunks) * (forward_s + read_s / kept)
+        first_text_kept_s=first_kept * np.maximum(SAFETY * (forward_s + read_s / kept), crowded_s)
         + read_s
         + loads.slip_s,
         accelerator_s=accelerator_s,
@@ -262,6 +268,8 @@ def _load_row(load: ReplicaLoad, timed: bool) -> tuple[float, ...]:
         load.prefill_chunk,
         load.tail_ratio - 1.0,
         load.slip_s,
+        cost.base_s,
+        max(load.timed_room_s, LEAST_ROOM * cost.base_s) if timed else math.inf,
     )
 
 

@@ -27,7 +27,7 @@ from engine.decoding.rung_choice import (
     tokens_ahead,
     worth_of,
 )
-from engine.pace import NO_PACING, NO_STEPS, NOBODY, Pacing, Ride, Riders, StepTable, longest_s, mean_forward_s
+from engine.pace import NO_PACING, NO_STEPS, NOBODY, Pacing, Ride, Riders, StepTable, longest_s, mean_forward_s, room_s
 from engine.scheduler import PATIENCE
 
 if TYPE_CHECKING:
@@ -79,6 +79,11 @@ class Company:
     fixed_s: float
     price: float
     crowd: Crowd
+
+    @property
+    def room_s(self) -> float:
+        """What a newcomer may add to the mean forward."""
+        return room_s(self.parts, self.fixed_s, self.forward_s, self.most_s)
 
 
 class Backlog(NamedTuple):

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-SAFETY = 1.3
+SAFETY = 1.15
 """By how much the time of what is left may exceed its prediction."""
 RESERVE = 2.0
 """The same while there is a rung to step to that leaves more room: who comes next is not known, and time that was spent
 on a slow rung does not come back."""
-KEPT = 1.1
+KEPT = 1.05
 """The same for what was let in before: no newcomer may bring it below. A loose deadline rides so much more often than
 it has to: it can wait while others are tight, as long as there is time."""
 LOST = 0.6
@@ -34,6 +34,7 @@ the others. Predictions are wrong by tens of percent: what is late by less is ke
 ENOUGH = 0.003
 """Relative change of the forward at which the iteration ends."""
 MOST_ROUNDS = 60
+LOOKS = 6
 
 
 class Step(NamedTuple):
@@ -238,6 +239,19 @@ def longest_s(parts: Sequence[Pacing], forward_s: float) -> float:
         return inf
     limits_s = np.concatenate([np.where(part.most_s >= forward_s, part.most_s, part.lost_s) for part in parts])
     return float(limits_s.min(initial=inf, where=limits_s >= forward_s))
+
+
+def room_s(parts: Sequence[Pacing], fixed_s: float, forward_s: float, most_s: float) -> float:
+    """What a newcomer may add to the mean forward, seconds; inf where nobody minds.
+
+    A longer forward makes others ride more often, so that the most is not what lies between `forward_s` and `most_s`:
+    of the forwards between them (`LOOKS` are looked at) it is what the others leave of the one that they leave most of.
+    """
+    parts = [part for part in parts if len(part)]
+    if not parts or most_s == inf:
+        return inf
+    lengths_s = [forward_s + (most_s - forward_s) * look / LOOKS for look in range(1, LOOKS + 1)]
+    return max(0.0, *(length_s - fixed_s - sum(part.added_s(length_s)[0] for part in parts) for length_s in lengths_s))
 
 
 def ride(riders: Riders, table: StepTable, fixed_s: float) -> Ride:

@@ -60,7 +60,7 @@ class Picture:
         core = self.core
         counters, pool, outlook = core.counters, core.pool, core.outlook
         running, waiting = len(core.running), len(core.waiting) + len(arriving)
-        backlog = self._backlog_of(arriving)
+        backlog, company = self._backlog_of(arriving), self.company(arriving)
         return EngineStats(
             waiting=waiting,
             running=running,
@@ -74,7 +74,8 @@ class Picture:
             timed_s=backlog.timed_s,
             slip_s=outlook.slip_s,
             step_s=core.step_s,
-            timed_forward_s=self.company(arriving).forward_s,
+            timed_forward_s=company.forward_s,
+            timed_room_s=company.room_s,
             forwards=counters.forwards,
             forward_s=counters.forward_s,
             busy_s=counters.busy_s,

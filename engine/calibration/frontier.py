@@ -89,7 +89,9 @@ def _at_most(row: Interval, most: Interval) -> Interval:
 
 
 def dominator(candidate: Candidate, others: Sequence[Candidate], load: int) -> Candidate | None:
-    """The cheapest rung that is better and as cheap at `load`, or as good and cheaper (`SAME_COST`); None on the frontier.
+    """The cheapest rung that is better and as cheap at `load`, or as good and cheaper (`SAME_COST`).
+
+    None on the frontier.
 
     An exact rung is compared with exact ones only: that it gives AR's tokens is certain, not estimated.
     """

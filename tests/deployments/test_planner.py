@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,10 +15,13 @@ from deployments.goal import goal_of
 from deployments.history import Length
 from deployments.load import ReplicaLoad
 from deployments.planner import Planned, Refusal, make_plan
+from deployments.prediction import LoadTable, RungTable, predict_all
 from engine.admission import Admission, Newcomer
 from engine.cost_model import ForwardCost, ForwardCostModel
-from engine.outlook import Outlook
-from engine.plan import Decoding, self_speculation
+from engine.decoding.rung_choice import Crowd
+from engine.outlook import Company, Outlook
+from engine.pace import SAFETY, Pacing, Riders, Step, StepTable, longest_s, mean_forward_s
+from engine.plan import AR, Decoding, Plan, self_speculation
 from engine.request import GenerationOptions
 from tests.deployments.plans_by_hand import (
     BLOCK,
@@ -172,14 +177,14 @@ def test_a_reason_says_what_kept_the_better_rung_out() -> None:
 
 
 def test_a_reserved_share_is_kept_from_lighter_tiers() -> None:
-    """22.5 blocks of forwards and the prompt's, 198 ms, times a margin of 1.3 fit 300 ms, not 70 % of them."""
+    """22.5 blocks of forwards and the prompt's, 198 ms, times a margin fit 300 ms, not 70 % of them."""
     load = ReplicaLoad("a", cost=COST, latency_tail={"diffusion": 1.0}, tail_ratio=1.0)
     pinned: dict[str, Any] = {"decoding": "diffusion", "refinement_steps": 4, "output": 128}
     assert isinstance(plan(300, load, **pinned), Planned)
     refused = plan(300, load, share=0.7, **pinned)
     assert isinstance(refused, Refusal)
     assert refused.smallest_feasible_slo_ms is not None
-    needed_ms = 1.3 * (23.5 * 8.2 + 5) / 0.7 + 20
+    needed_ms = SAFETY * (23.5 * 8.2 + 5) / 0.7 + 20
     assert needed_ms <= refused.smallest_feasible_slo_ms <= 1.03 * needed_ms
 
 
@@ -221,6 +226,48 @@ def test_an_idle_replica_that_is_too_slow_is_400_and_load_is_429() -> None:
     assert hopeless.retry_after_s is None
     assert busy.retry_after_s == 12
     assert "latency_slo_ms is 30" in hopeless.message
+
+
+def test_where_deadlines_leave_no_room_the_router_refuses_and_says_with_what_it_would_not() -> None:
+    load = ReplicaLoad("a", cost=COST, running=2, sequences=2, timed_others_s=0.001, timed_s=1.0, queue_s=1.0)
+    crowded = replace(load, timed_room_s=1e-5)
+    assert isinstance(plan(1_000, load), Planned)
+    refused = plan(1_000, crowded)
+    assert isinstance(refused, Refusal)
+    assert refused.status == 429
+    assert refused.smallest_feasible_slo_ms is not None
+    assert refused.smallest_feasible_slo_ms > 1_000
+    assert isinstance(plan(refused.smallest_feasible_slo_ms, crowded), Planned)
+
+
+riders = st.lists(st.tuples(st.integers(1, 200), st.floats(0.05, 20.0)), max_size=30)
+
+
+@given(riders, costs, st.integers(1, 600), st.integers(1, 200), st.floats(0.01, 60.0))
+@settings(deadline=None)
+def test_the_router_finds_no_want_of_room_where_the_replica_lets_somebody_in(
+    others: list[tuple[int, float]], cost: ForwardCost, prompt: int, output: int, left_s: float
+) -> None:
+    outlook = Outlook(ForwardCostModel(prior=cost), prefill_chunk=256)
+    step = Step(rung=0, tokens=1.0, rest=0.0, first_forwards=1.0, own_s=cost.own_s(1, 0))
+    count = len(others)
+    nothing, never = np.zeros(count), np.full(count, inf)
+    tokens, lefts = (np.array(column, dtype=np.float64) for column in ([n for n, _ in others], [s for _, s in others]))
+    places = np.zeros(count, dtype=np.int64)
+    present = Riders(places, places, tokens, lefts, never, nothing, nothing, nothing, np.ones(count))
+    pacing = Pacing(present, StepTable([(step,)]))
+    forward_s = mean_forward_s([pacing], cost.base_s)
+    company = Company((pacing,), forward_s, longest_s([pacing], forward_s), cost.base_s, 0.0, Crowd(count + 1, 0.0))
+    newcomer = Newcomer(Plan(ladder=(AR,)), prompt, output, left_s)
+    if Admission(outlook).rung_for(newcomer, company) is None:
+        return
+    free = ReplicaLoad("a", cost=cost, timed_others_s=forward_s - cost.base_s)
+    crowded = replace(free, timed_room_s=company.room_s)
+    kept_s = [
+        predict_all(RungTable((AR,)), LoadTable([load], [load]), prompt, [0, 0], [output], [output]).kept_s[0, 1]
+        for load in (free, crowded)
+    ]
+    assert kept_s[1] <= max(kept_s[0], left_s * (1 + 1e-6))
 
 
 def test_work_without_a_deadline_makes_room_for_one() -> None:
