@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ class ReplicaLoad:
         slots, context: query tokens and key positions that the open requests put into a forward.
         timed_s, timed_others_s: seconds of work in requests with a deadline, and what they add to the mean forward when
             they ride as often as they need: what has none, or a loose one, gives way to a tight newcomer.
-        timed_room_s: what a newcomer may add to it before one of them is worse off; inf where nobody would be.
+        timed_room_s: what a newcomer may add to it before one of them is worse off; None where nobody would be.
         slip_s: by how much its admission takes deadlines to be earlier than they are (`engine/outlook.py`).
         step_s: duration of a recent forward with all the engine's own work, which a newcomer may have to wait for; 0
             where there was none.
@@ -45,7 +44,7 @@ class ReplicaLoad:
     context: float = 0.0
     timed_s: float = 0.0
     timed_others_s: float = 0.0
-    timed_room_s: float = math.inf
+    timed_room_s: float | None = None
     slip_s: float = 0.0
     step_s: float = 0.0
     cost: ForwardCost = field(default_factory=ForwardCost)

@@ -253,6 +253,7 @@ def _load_row(load: ReplicaLoad, timed: bool) -> tuple[float, ...]:
     """The numbers of a load, in the order of `LoadTable`'s attributes."""
     cost = load.cost
     everybody_s = load.others_s
+    room_s = load.timed_room_s
     queued = load.waiting and not timed
     # A newcomer finds a forward under way, as long as recent ones were; not everybody rides in each.
     entry_s = min(cost.base_s + everybody_s, load.step_s * load.tail_ratio or math.inf, load.queue_s)
@@ -269,7 +270,7 @@ def _load_row(load: ReplicaLoad, timed: bool) -> tuple[float, ...]:
         load.tail_ratio - 1.0,
         load.slip_s,
         cost.base_s,
-        max(load.timed_room_s, LEAST_ROOM * cost.base_s) if timed else math.inf,
+        math.inf if room_s is None or not timed else max(room_s, LEAST_ROOM * cost.base_s),
     )
 
 

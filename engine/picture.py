@@ -7,6 +7,7 @@ loses none of its time. Sequences are read while the loop runs: numbers may be a
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from math import inf
 from typing import TYPE_CHECKING
 
 from engine.admission import Admission, Newcomer
@@ -61,6 +62,7 @@ class Picture:
         counters, pool, outlook = core.counters, core.pool, core.outlook
         running, waiting = len(core.running), len(core.waiting) + len(arriving)
         backlog, company = self._backlog_of(arriving), self.company(arriving)
+        room_s = company.room_s
         return EngineStats(
             waiting=waiting,
             running=running,
@@ -75,7 +77,7 @@ class Picture:
             slip_s=outlook.slip_s,
             step_s=core.step_s,
             timed_forward_s=company.forward_s,
-            timed_room_s=company.room_s,
+            timed_room_s=room_s if room_s < inf else None,
             forwards=counters.forwards,
             forward_s=counters.forward_s,
             busy_s=counters.busy_s,

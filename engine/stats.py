@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from math import inf
 from typing import Any
 
 
@@ -18,7 +17,8 @@ class EngineStats:
         open_slots, open_context: query tokens and key positions of a forward in which all of them take part.
         queue_s: predicted seconds of forwards that are waiting plus running.
         timed_s: the same of those with a deadline. timed_forward_s, timed_room_s: the mean forward that keeps
-            all their deadlines, and what a newcomer may add to it (`engine/pace.py`).
+            all their deadlines, and what a newcomer may add to it (`engine/pace.py`), None
+            where nobody minds.
         slip_s: see `Outlook`. step_s: duration of a recent step, 0 before the first.
         forwards, forward_s: forwards so far and seconds spent in them; busy_s adds the engine's own work.
         slots: query tokens so far by kind (`prefill`, `draft`, `look`).
@@ -39,7 +39,7 @@ class EngineStats:
     queue_s: float = 0.0
     timed_s: float = 0.0
     timed_forward_s: float = 0.0
-    timed_room_s: float = inf
+    timed_room_s: float | None = None
     slip_s: float = 0.0
     step_s: float = 0.0
     forwards: int = 0
