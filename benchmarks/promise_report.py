@@ -340,7 +340,7 @@ def _refusal_bars(cells: Sequence[Cell]) -> list[Bar]:
     times = [one.own_ms for cell in cells for one in cell.outcomes if one.refused is not None]
     if not times:
         return []
-    text = f"the longest of {len(times)} refusals took {max(times):.1f} ms of own time (at most {MOST_REFUSAL_MS:g})"
+    text = f"the longest of {len(times)} refusals took {max(times):.1f} ms (at most {MOST_REFUSAL_MS:g})"
     return [Bar(text, max(times) <= MOST_REFUSAL_MS)]
 
 

@@ -10,6 +10,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing.connection import Connection
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from deployments.planner import Planned
     from engine.plan import Plan, Rung
 
+READY = "ready"
+MOST_ASKED = 64
+"""Questions at a time: of more, the sockets' buffers could fill in both directions, and both sides wait for ever."""
 MOST_OPEN = 10_000
 """Plans that the router remembers until it hears of their answers; of what is cut off it never does."""
 
@@ -126,15 +130,13 @@ class Router:
 
     def serve(self, connection: Connection) -> None:
         """Until the other side is gone."""
-        while True:
-            try:
+        with suppress(EOFError, ConnectionError):
+            while True:
                 message: Question | Ended = connection.recv()
-            except EOFError:
-                return
-            if isinstance(message, Ended):
-                self.learn(message)
-            else:
-                connection.send(self.offer(message))
+                if isinstance(message, Ended):
+                    self.learn(message)
+                else:
+                    connection.send(self.offer(message))
 
 
 class RouterProcess:
@@ -148,9 +150,12 @@ class RouterProcess:
             command = [sys.executable, "-c", start, model, str(theirs.fileno())]
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         self._connection = Connection(mine.detach())
+        # Its start is no part of what is measured.
+        self._connection.recv()
         self._numbers = count()
         self._asked: dict[int, asyncio.Future[Offer | Refusing]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._turns = asyncio.Semaphore(MOST_ASKED)
         self._sent: ReplicaLoad | None = None
 
     async def offer(self, request: Request, arrived_s: float, load: ReplicaLoad) -> Offer | Refusing:
@@ -158,7 +163,13 @@ class RouterProcess:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             loop.add_reader(self._connection.fileno(), self._hear)
-            self._loop = loop
+            self._loop, self._turns = loop, asyncio.Semaphore(MOST_ASKED)
+        async with self._turns:
+            return await self._answer(request, arrived_s, load, loop)
+
+    async def _answer(
+        self, request: Request, arrived_s: float, load: ReplicaLoad, loop: asyncio.AbstractEventLoop
+    ) -> Offer | Refusing:
         number = next(self._numbers)
         answer = self._asked[number] = loop.create_future()
         news = None if load is self._sent else load
@@ -183,7 +194,7 @@ class RouterProcess:
     def _hear(self) -> None:
         try:
             message: Offer | Refusing = self._connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             asyncio.get_running_loop().remove_reader(self._connection.fileno())
             gone = RuntimeError("the router's process has ended")
             for answer in self._asked.values():
@@ -240,4 +251,5 @@ def main() -> None:
     router = Router(model)
     for_serving(beside_an_engine=False)
     with Connection(int(descriptor)) as connection:
+        connection.send(READY)
         router.serve(connection)

@@ -130,7 +130,8 @@ def predictions_at(ask: Ask, loads: Sequence[ReplicaLoad]) -> tuple[Predictions,
         plain = _predicted(ask, LoadTable(loads))
         expected = plain._replace(p95_s=plain.p95_s * scales, first_text_p95_s=plain.first_text_p95_s * scales)
         return expected, expected
-    both = _predicted(ask, LoadTable(loads, loads))
+    # A replica that does not refuse it takes it in however full it is.
+    both = _predicted(ask, LoadTable(loads, loads, within_room=goal.on_infeasible == "reject"))
     crowded, alone = both.of_replicas(slice(0, count)), both.of_replicas(slice(count, None))
     if goal.latency_slo_ms is None:
         return alone, alone

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 LEAST_ROOM = 1e-3
-"""Of a forward's base: with less room than that a deadline that fits would be weeks away."""
+"""Of a forward's base: less room counts as that, so that a refusal always has a deadline to offer, however far."""
 UNKNOWN = 1e-12
 """Tokens per forward of which nothing is known: so few that the most forwards possible are what counts."""
 
@@ -144,10 +144,13 @@ class LoadTable:
             those without one make room.
     """
 
-    def __init__(self, loads: Sequence[ReplicaLoad], timed: Sequence[ReplicaLoad] = ()) -> None:
+    def __init__(
+        self, loads: Sequence[ReplicaLoad], timed: Sequence[ReplicaLoad] = (), within_room: bool = False
+    ) -> None:
+        """`within_room`: whether what has a deadline may be refused for want of room (`ReplicaLoad.timed_room_s`)."""
         self.loads = loads
         self.timed = timed
-        rows = [*(_load_row(load, False) for load in loads), *(_load_row(load, True) for load in timed)]
+        rows = [*(_load_row(load) for load in loads), *(_load_row(load, True, within_room) for load in timed)]
         (
             self.base_s, self.token_s, self.context_s, self.others_s, self.queue_s, self.entry_s, self.slots,
             self.wait_s, self.chunk, self.machine, self.slip_s, self.bare_s, self.room_s,
@@ -249,7 +252,7 @@ def _table_of(rung: Rung) -> RungTable:
     return RungTable((rung,))
 
 
-def _load_row(load: ReplicaLoad, timed: bool) -> tuple[float, ...]:
+def _load_row(load: ReplicaLoad, timed: bool = False, within_room: bool = False) -> tuple[float, ...]:
     """The numbers of a load, in the order of `LoadTable`'s attributes."""
     cost = load.cost
     everybody_s = load.others_s
@@ -270,7 +273,7 @@ def _load_row(load: ReplicaLoad, timed: bool) -> tuple[float, ...]:
         load.tail_ratio - 1.0,
         load.slip_s,
         cost.base_s,
-        math.inf if room_s is None or not timed else max(room_s, LEAST_ROOM * cost.base_s),
+        math.inf if room_s is None or not within_room else max(room_s, LEAST_ROOM * cost.base_s),
     )
 
 

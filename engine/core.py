@@ -118,7 +118,7 @@ class EngineCore:
             if self.executor.keeps_logits:
                 outcome: Tensor | Choice = self.executor.run(batch)
             else:
-                outcome = self.executor.choose(batch, self.postprocessor.ask(work, self.executor.kv.device))
+                outcome = self.executor.choose(batch, self.postprocessor.ask(work))
             ended = self.clock()
             self._account(work, ended - started, batch.query_tokens)
             events += self.postprocessor.apply(work, outcome, ended)

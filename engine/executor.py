@@ -5,6 +5,8 @@ With several ranks, rank 0's executor tells the others every batch that it lays 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from engine.batch import Segment, build_batch
 from engine.decoding.head import head_choice
 from engine.device_batch import build_device_batch, on_device
+from engine.group.flat_asked import encode_asked
 from engine.group.flat_batch import encode_segments
 from engine.group.wire import Kind
 from kernels.reach_work import SplitRule
@@ -64,7 +67,8 @@ class Executor:
         )
 
     def batch(self, segments: list[Segment]) -> ForwardBatch:
-        """Lays out the next forward, on the model's device; it must be run, because the other ranks begin at once.
+        """Lays out the next forward, on the model's device; the next call must be `choose`, or `run` where logits
+        are kept, because the other ranks begin at once.
 
         Raises RankFailed when one of them is gone.
         """
@@ -83,13 +87,20 @@ class Executor:
 
         Raises RankFailed when another rank ended meanwhile.
         """
-        try:
+        with self._naming_failed_ranks():
             return self._run(batch)
-        except RuntimeError as error:
-            failure = None if self.group is None else self.group.known_failure()
-            if failure is None:
-                raise
-            raise failure from error
+
+    def choose(self, batch: ForwardBatch, asked: Asked) -> Choice:
+        """One forward, and a token for every wanted row without their logits, in the order of `run`.
+
+        `asked`: on the CPU. Raises RankFailed when another rank ended meanwhile.
+        """
+        with self._naming_failed_ranks(), torch.inference_mode():
+            if self.group is not None:
+                self.group.tell(Kind.ASK, encode_asked(asked))
+            asked = asked.to(self.kv.device)
+            hidden = self.model.forward(batch, self.kv)
+            return head_choice(self.model, hidden, batch.logit_rows[: batch.wanted], asked)
 
     def close(self) -> None:
         """Ends the other ranks; nothing can be run after it."""
@@ -102,14 +113,19 @@ class Executor:
             if batch.wanted == 0:
                 vocabulary = self.model.config.vocab_size * self.model.parallel.shard.size
                 return hidden.new_empty(0, vocabulary, dtype=torch.float32)
-            # Tokens are chosen from logits on the CPU; a single rank on a GPU never holds them (`choose`).
+            # Tokens are chosen from logits on the CPU (`keeps_logits`).
             return self.model.logits(hidden, batch.logit_rows)[: batch.wanted].float().cpu()
 
-    def choose(self, batch: ForwardBatch, asked: Asked) -> Choice:
-        """One forward, and a token for every wanted row without their logits, in the order of `run`."""
-        with torch.inference_mode():
-            hidden = self.model.forward(batch, self.kv)
-            return head_choice(self.model, hidden, batch.logit_rows[: batch.wanted], asked)
+    @contextmanager
+    def _naming_failed_ranks(self) -> Iterator[None]:
+        """Raises RankFailed instead of what a collective says when a rank has ended."""
+        try:
+            yield
+        except RuntimeError as error:
+            failure = None if self.group is None else self.group.known_failure()
+            if failure is None:
+                raise
+            raise failure from error
 
 
 def page_count(

@@ -34,7 +34,8 @@ the others. Predictions are wrong by tens of percent: what is late by less is ke
 ENOUGH = 0.003
 """Relative change of the forward at which the iteration ends."""
 MOST_ROUNDS = 60
-LOOKS = 6
+MOST_LOOKS = 8
+"""Forwards that are looked at, of those at which one of many riders takes another step."""
 
 
 class Step(NamedTuple):
@@ -160,6 +161,11 @@ class Pacing:
     def __len__(self) -> int:
         return len(self._everyone)
 
+    @property
+    def ends_s(self) -> Floats:
+        """The longest forwards of all riders' steps, in no order."""
+        return self._limits_s.ravel()
+
     def added_s(self, forward_s: float) -> tuple[float, float, float]:
         """What the riders add to a forward that is so long, each on its step for it.
 
@@ -244,14 +250,20 @@ def longest_s(parts: Sequence[Pacing], forward_s: float) -> float:
 def room_s(parts: Sequence[Pacing], fixed_s: float, forward_s: float, most_s: float) -> float:
     """What a newcomer may add to the mean forward, seconds; inf where nobody minds.
 
-    A longer forward makes others ride more often, so that the most is not what lies between `forward_s` and `most_s`:
-    of the forwards between them (`LOOKS` are looked at) it is what the others leave of the one that they leave most of.
+    A longer forward makes others ride more often, so that the most is not what lies between `forward_s` and `most_s`,
+    but what the others leave of the forward between them that they leave most of. Until one of them takes another step
+    what they add bends downwards, so that this is one at which somebody is about to, or `most_s`.
     """
     parts = [part for part in parts if len(part)]
     if not parts or most_s == inf:
         return inf
-    lengths_s = [forward_s + (most_s - forward_s) * look / LOOKS for look in range(1, LOOKS + 1)]
-    return max(0.0, *(length_s - fixed_s - sum(part.added_s(length_s)[0] for part in parts) for length_s in lengths_s))
+    ends_s = np.unique(np.concatenate([part.ends_s for part in parts]))
+    ends_s = ends_s[(ends_s > forward_s) & (ends_s < most_s)]
+    if len(ends_s) > MOST_LOOKS:
+        ends_s = ends_s[np.linspace(0, len(ends_s) - 1, MOST_LOOKS).astype(int)]
+    lengths_s: list[float] = [*ends_s.tolist(), most_s]
+    lefts_s = [length_s - fixed_s - sum(part.added_s(length_s)[0] for part in parts) for length_s in lengths_s]
+    return max(0.0, *lefts_s)
 
 
 def ride(riders: Riders, table: StepTable, fixed_s: float) -> Ride:

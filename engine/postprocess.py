@@ -51,9 +51,9 @@ class Postprocessor:
         self.meter = meter
         self.observer: Observer | None = None
 
-    def ask(self, work: list[Work], device: torch.device) -> Asked:
+    def ask(self, work: list[Work]) -> Asked:
         """What the head is asked about the forward's wanted rows where it keeps no logits."""
-        return ask([_row_block(item) for item in work], self.mask_token_id, device)
+        return ask([_row_block(item) for item in work], self.mask_token_id)
 
     def apply(self, work: list[Work], outcome: Tensor | Choice, now: float) -> list[tuple[Sequence, Event]]:
         """Advances every sequence of the forward; returns what is to be sent.

@@ -43,6 +43,11 @@ class RandomRows:
     choices: Tensor
     tempered: Tensor
 
+    @staticmethod
+    def dtypes() -> tuple[torch.dtype, ...]:
+        """Of the attributes, in their order."""
+        return (torch.int64, torch.float32, torch.int64, torch.float32, *(torch.int64,) * 5, torch.bool)
+
 
 @torch.inference_mode()
 def pick(

@@ -58,6 +58,11 @@ class RowNoise:
     places: Tensor
     choices: Tensor
 
+    @staticmethod
+    def dtypes() -> tuple[torch.dtype, ...]:
+        """Of the attributes, in their order."""
+        return torch.float32, torch.bool, torch.int64, torch.int32, torch.int32, torch.int32
+
     def part(self, rows: slice) -> RowNoise:
         """Of some of the rows."""
         return RowNoise(*(getattr(self, item.name)[rows] for item in fields(self)))

@@ -99,15 +99,13 @@ def dominator(candidate: Candidate, others: Sequence[Candidate], load: int) -> C
     def better(other: Candidate) -> bool:
         if candidate.rung.exact and not other.rung.exact:
             return False
-        least = candidate.cost_ms[load] * (1.0 if _goodness(other) > _goodness(candidate) else 1 - SAME_COST)
-        return _goodness(other) >= _goodness(candidate) and other.cost_ms[load] <= least
+        gains = other.quality.low - candidate.quality.low
+        # What measures alike and is exact is sure to be as good, so that it need not be cheaper.
+        sure = other.rung.exact and not candidate.rung.exact
+        factor = 1.0 if gains > 0 else 1 + SAME_COST if sure else 1 - SAME_COST
+        return gains >= 0 and other.cost_ms[load] <= candidate.cost_ms[load] * factor
 
     return min((other for other in others if better(other)), key=lambda other: other.cost_ms[load], default=None)
-
-
-def _goodness(row: Candidate) -> tuple[float, bool]:
-    """Of two rungs that measure alike the exact one is better: it is sure to be as good."""
-    return row.quality.low, row.rung.exact
 
 
 def choose(candidates: Sequence[Candidate], most: int = MAX_RUNGS) -> Choice:
@@ -128,7 +126,7 @@ def choose(candidates: Sequence[Candidate], most: int = MAX_RUNGS) -> Choice:
     protected |= {min(kept, key=lambda row: row.cost_ms[load]).rung for load in loads if kept}
     while len(kept) > most:
         loose = [row for row in kept if row.rung not in protected] or [row for row in kept if not row.is_ar]
-        gone = min(loose, key=lambda row: (_gap(row, _neighbour(row, kept)), _goodness(row)))
+        gone = min(loose, key=lambda row: (_gap(row, _neighbour(row, kept)), row.quality.low, row.rung.exact))
         near = _neighbour(gone, kept)
         kept.remove(gone)
         reason = f"on the frontier, but a ladder has at most {most} rungs and this one is the closest to another: "

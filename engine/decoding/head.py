@@ -32,21 +32,27 @@ class Asked:
     rules: RowRules
     filtered: RandomRows | None
 
+    def to(self, device: torch.device) -> Asked:
+        """The same on a device."""
+        rules = self.rules
+        noise = None if rules.noise is None else _moved(rules.noise, device)
+        moved = RowRules(rules.mask_id, rules.banned.to(device), rules.given.to(device), noise)
+        return Asked(moved, None if self.filtered is None else _moved(self.filtered, device))
 
-def ask(blocks: list[RowBlock], mask_token_id: int, device: torch.device) -> Asked:
-    """What the rows that `blocks` describe, in order, are asked; on the device."""
+
+def ask(blocks: list[RowBlock], mask_token_id: int) -> Asked:
+    """What the rows that `blocks` describe, in order, are asked; on the CPU."""
     rows = sum(block.rows for block in blocks)
     noise, filtered = None, None
     random = random_rows(blocks)
     if random is not None:
         has_filter = (random.top_k > 0) | (random.top_p < 1)
         if bool(has_filter.any()):
-            filtered = _moved(_part(random, has_filter), device)
+            filtered = _part(random, has_filter)
         if not bool(has_filter.all()):
-            noise = _moved(_noise(_part(random, ~has_filter), rows), device)
+            noise = _noise(_part(random, ~has_filter), rows)
     given = [token for block in blocks for token in block.given or [-1] * block.rows]
     rules = RowRules(mask_token_id, _banned_table(blocks, rows), torch.tensor(given, dtype=torch.int64), noise)
-    rules.banned, rules.given = rules.banned.to(device), rules.given.to(device)
     return Asked(rules, filtered)
 
 
@@ -107,6 +113,4 @@ def _part(random: RandomRows, rows: Tensor | slice) -> RandomRows:
 
 
 def _moved(rows: Rows, device: torch.device) -> Rows:
-    for field in fields(rows):
-        setattr(rows, field.name, getattr(rows, field.name).to(device))
-    return rows
+    return type(rows)(*(getattr(rows, field.name).to(device) for field in fields(rows)))

@@ -27,6 +27,7 @@ class Kind(IntEnum):
     MEET = 6  # rank 0: connect to the other ranks, then wait for forwards []
     STEP = 7  # rank 0: run this [segments, int64]
     FAILED = 8  # worker: why it ends [text]
+    ASK = 9  # rank 0, after STEP where no logits are kept: what of each row is wanted [rules, see `flat_asked.py`]
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ def _serve(channel: Channel, rank: int) -> None:
     import torch
 
     from engine.executor import Executor
+    from engine.group.flat_asked import decode_asked
     from engine.group.flat_batch import decode_segments
     from engine.loading import load_part
     from engine.model.parallel import file_store
@@ -73,9 +74,12 @@ def _serve(channel: Channel, rank: int) -> None:
     model.parallel.connect(file_store(Path(spec.store), spec.size), spec.backend, model.device)
     while True:
         # Between two forwards it waits here, without using the CPU.
-        segments = decode_segments(_expect(channel, Kind.STEP))
-        # Rank 0 chooses the tokens: it has the logits of this rank already.
-        executor.run(executor.batch(segments))
+        batch = executor.batch(decode_segments(_expect(channel, Kind.STEP)))
+        # What it makes of them is rank 0's to use, which has this rank's part by then.
+        if executor.keeps_logits:
+            executor.run(batch)
+        else:
+            executor.choose(batch, decode_asked(_expect(channel, Kind.ASK)))
 
 
 def _expect(channel: Channel, wanted: Kind) -> bytearray:

@@ -21,7 +21,8 @@ from engine.model.parallel import TensorParallel, rank_config
 from engine.model.rope import attention_factor, query_scale, rotary, yarn_frequencies
 from kernels.activation import swiglu_torch, swiglu_triton
 from kernels.attention import reach_attention
-from kernels.denoise_head import denoise_head
+from kernels.combine import combine, finish
+from kernels.denoise_head import denoise_head, head_partials
 from kernels.fixed_product import fixed_product
 from kernels.norm import add_and_norm_torch, add_and_norm_triton, rms_norm
 from kernels.reach_attention import reach_attention_triton
@@ -91,8 +92,8 @@ class Transformer:
         self.first_token = shard.rank * config.vocab_size
         self.embedding = weights.pop("encoder.embed_tokens.weight")  # [vocab, hidden]
         self.norm = weights.pop("encoder.norm.weight")
-        # Of several ranks each would have to be asked about its part of the vocabulary; they join their logits instead.
-        self.head_by_kernels = shard.size == 1 and use_triton(self.embedding)
+        # Kernels draw the noise of four ids together, so that a part of the vocabulary has to begin with such a group.
+        self.head_by_kernels = use_triton(self.embedding) and (shard.size == 1 or config.vocab_size % 4 == 0)
         self.head = Linear(weights.pop("diffusion_head.weight"), self.head_by_kernels)  # hidden -> vocab
         self.layers = [_layer(weights, f"encoder.layers.{index}.", product) for index in range(config.num_layers)]
         products: list[Product] = [self.head, *(product for layer in self.layers for product in layer.products)]
@@ -157,11 +158,18 @@ class Transformer:
         return self.parallel.join_columns(self.head(self._final_norm(hidden, rows)))
 
     def statistics(self, hidden: Tensor, rows: Tensor, rules: RowRules) -> Statistics:
-        """What `logits` would show of the same rows, without holding them; where kernels run and for one rank alone.
+        """What `logits` would show of the same rows, without holding them, on every rank; where kernels run.
+
+        Of several ranks each looks at its part of the vocabulary, and they exchange a few numbers for each row.
 
         Raises RuntimeError where the head's weight lies as the CPU's products want it.
         """
-        return denoise_head(self._final_norm(hidden, rows), self.head.weight, rules, self.fixed)
+        normed = self._final_norm(hidden, rows)
+        if self.parallel.shard.size == 1 or not len(rows):
+            return denoise_head(normed, self.head.weight, rules, self.fixed)
+        mine = combine(head_partials(normed, self.head.weight, rules, self.first_token, self.fixed), rules)
+        parts = self.parallel.join_columns(mine.flatten(0, 1))
+        return finish(parts.view(*mine.shape[:2], -1), rules)
 
     def _final_norm(self, hidden: Tensor, rows: Tensor) -> Tensor:
         return rms_norm(hidden.index_select(0, rows), self.norm, self.config.rms_norm_eps)

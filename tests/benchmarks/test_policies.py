@@ -9,7 +9,19 @@ from time import perf_counter
 import pytest
 
 from benchmarks.command import CHECKPOINT
-from benchmarks.policies import Admitted, ByDeadline, ByLoad, Decision, Fixed, Policy, Refused, Served, fastest_by_load
+from benchmarks.mixture import single_modes
+from benchmarks.policies import (
+    Admitted,
+    ByDeadline,
+    ByLoad,
+    Decision,
+    Fixed,
+    Pinned,
+    Policy,
+    Refused,
+    Served,
+    fastest_by_load,
+)
 from benchmarks.policy_run import Outcome, closed_loop, in_loop, new_engine, open_loop
 from benchmarks.promise_setup import tokenizer_of
 from benchmarks.promise_trace import Arrival, Idle, Request, Slos, requests_of
@@ -117,6 +129,14 @@ def test_stepdial_tells_the_engine_the_deadline_less_what_has_passed(stepdial: S
     decision = served(stepdial, request(1e6), 400.0)
     assert decision.latency_slo_ms == pytest.approx(6e5, rel=0.01)
     assert decision.predicted_p95_ms is not None
+
+
+def test_every_single_mode_of_the_mixture_runs_the_rung_that_it_is_named_after(
+    engine: Engine, stepdial: Stepdial
+) -> None:
+    for rung in single_modes(engine.ladder):
+        plan = served(Pinned("one", rung, stepdial), request(None, "default")).plan
+        assert [one.policy() for one in plan.ladder] == [rung.policy()]
 
 
 def test_stepdial_learns_lengths_from_answers(stepdial: Stepdial) -> None:

@@ -240,22 +240,30 @@ def test_where_deadlines_leave_no_room_the_router_refuses_and_says_with_what_it_
     assert isinstance(plan(refused.smallest_feasible_slo_ms, crowded), Planned)
 
 
-riders = st.lists(st.tuples(st.integers(1, 200), st.floats(0.05, 20.0)), max_size=30)
+def test_what_is_degraded_rather_than_refused_asks_for_no_room() -> None:
+    load = ReplicaLoad("a", cost=COST, running=2, sequences=2, timed_others_s=0.001, timed_s=1.0, queue_s=1.0)
+    free, full = (plan(1_000, one, on_infeasible="degrade") for one in (load, replace(load, timed_room_s=0.0)))
+    assert isinstance(full, Planned)
+    assert isinstance(free, Planned)
+    assert full.plan == free.plan
+
+
+riders = st.lists(st.tuples(st.integers(1, 200), st.floats(0.05, 20.0)), max_size=4)
 
 
 @given(riders, costs, st.integers(1, 600), st.integers(1, 200), st.floats(0.01, 60.0))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=300)
 def test_the_router_finds_no_want_of_room_where_the_replica_lets_somebody_in(
     others: list[tuple[int, float]], cost: ForwardCost, prompt: int, output: int, left_s: float
 ) -> None:
     outlook = Outlook(ForwardCostModel(prior=cost), prefill_chunk=256)
-    step = Step(rung=0, tokens=1.0, rest=0.0, first_forwards=1.0, own_s=cost.own_s(1, 0))
+    ladder = [Step(0, 1.0, 0.0, 1.0, cost.own_s(1, 0)), Step(1, 5.0, 0.5, 1.0, cost.own_s(16, 0))]
     count = len(others)
     nothing, never = np.zeros(count), np.full(count, inf)
     tokens, lefts = (np.array(column, dtype=np.float64) for column in ([n for n, _ in others], [s for _, s in others]))
     places = np.zeros(count, dtype=np.int64)
     present = Riders(places, places, tokens, lefts, never, nothing, nothing, nothing, np.ones(count))
-    pacing = Pacing(present, StepTable([(step,)]))
+    pacing = Pacing(present, StepTable([ladder]))
     forward_s = mean_forward_s([pacing], cost.base_s)
     company = Company((pacing,), forward_s, longest_s([pacing], forward_s), cost.base_s, 0.0, Crowd(count + 1, 0.0))
     newcomer = Newcomer(Plan(ladder=(AR,)), prompt, output, left_s)
@@ -264,7 +272,7 @@ def test_the_router_finds_no_want_of_room_where_the_replica_lets_somebody_in(
     free = ReplicaLoad("a", cost=cost, timed_others_s=forward_s - cost.base_s)
     crowded = replace(free, timed_room_s=company.room_s)
     kept_s = [
-        predict_all(RungTable((AR,)), LoadTable([load], [load]), prompt, [0, 0], [output], [output]).kept_s[0, 1]
+        predict_all(RungTable((AR,)), LoadTable([], [load], True), prompt, [0], [output], [output]).kept_s.item()
         for load in (free, crowded)
     ]
     assert kept_s[1] <= max(kept_s[0], left_s * (1 + 1e-6))

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -23,7 +24,7 @@ MODEL = "stepdial-tiny"
 TARGET_S = 20.0
 BURST, KEPT = 10, 4
 ASKED: dict[str, Any] = {"model": MODEL, "temperature": 0, "seed": 1, "stream": True, "ignore_eos": True}
-NARROW: dict[str, Any] = {"decoding": "ar", "max_tokens": 1800, "min_tokens": 1800}
+NARROW: dict[str, Any] = {"decoding": "ar", "max_tokens": 800, "min_tokens": 800}
 """Seconds of one sequence: `KEPT` of them are far less work than a replica may have."""
 WIDE: dict[str, Any] = {
     "decoding": "diffusion", "block_length": 8, "refinement_steps": 8, "max_tokens": 3600, "min_tokens": 3600,
@@ -77,7 +78,7 @@ def read(
 
 
 def read_on(url: str, prompt: list[int], stopped: threading.Event) -> list[tuple[str, str, dict[str, Any]]]:
-    """Reads one stream after the other, all to their ends, until `stopped`: however fast the machine is, one is open."""
+    """Reads streams one after the other, all to their ends, until `stopped`: however fast the machine, one is open."""
     answers = []
     while not stopped.is_set():
         answers.append(read(url, prompt, NARROW))
@@ -96,30 +97,27 @@ def gauges(url: str) -> dict[str, float]:
 
 @pytest.mark.long
 def test_a_burst_starts_a_replica_and_its_end_stops_one_under_open_streams(growing: str) -> None:
-    over, stopped, grown = threading.Event(), threading.Event(), False
-    with ThreadPoolExecutor(BURST + KEPT) as pool:
+    over, stopped = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(BURST + KEPT) as pool, ExitStack() as ends:
+        # Whatever fails: the pool waits for its streams.
+        ends.callback(over.set)
+        ends.callback(stopped.set)
         burst = [pool.submit(read, growing, [1, 200 + index], WIDE, over) for index in range(BURST)]
-        try:
-            grown = eventually(lambda: running() == 2 and replicas(growing) == 2, 120)
-            said = gauges(growing)
-            # The first replica is full, so the first of these go to the new one; later ones go to both.
-            kept = [pool.submit(read_on, growing, [1, 300 + index], stopped) for index in range(KEPT)] if grown else []
-            time.sleep(2.0)
-        finally:
-            over.set()
-            if not grown:
-                stopped.set()
+        grown = eventually(lambda: running() == 2 and replicas(growing) == 2, 120)
         assert grown, "the burst did not start a second replica"
+        said = gauges(growing)
+        # The first replica is full, so the first of these go to the new one; later ones go to both.
+        kept = [pool.submit(read_on, growing, [1, 300 + index], stopped) for index in range(KEPT)]
+        time.sleep(2.0)
+        over.set()
         for done in burst:
             done.result()
         assert said["stepdial_autoscaling_wanted_replicas"] == 2
         assert said["stepdial_autoscaling_max_replicas"] == 2
         assert said["stepdial_autoscaling_work_seconds"] > 0
         assert said["stepdial_autoscaling_need_replicas"] > 0
-        try:
-            assert eventually(lambda: running() == 1, 300), "the second replica was not stopped"
-        finally:
-            stopped.set()
+        assert eventually(lambda: running() == 1, 300), "the second replica was not stopped"
+        stopped.set()
         answers = [done.result() for done in kept]
         alone = list(pool.map(lambda index: read(growing, [1, 300 + index], NARROW), range(KEPT)))
     assert any("continued after" in said["reason"] for streams in answers for _, _, said in streams)

@@ -57,6 +57,22 @@ def test_answers_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(len(one.token_ids) == 6 for one in want)
 
 
+def test_two_ranks_with_a_part_of_the_vocabulary_each_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = [REQUESTS[place] for place in (1, 4, 8, -4, -3, -2, -1)]
+    asked = [(PROMPTS[place], fields) for place, fields in enumerate(some)]
+    monkeypatch.setenv(VARIABLE, "torch")
+    want = answer(load(kv_tokens=2048), asked)
+    monkeypatch.setenv(VARIABLE, "triton")
+    engine = load(kv_tokens=2048, tp=2)
+    try:
+        assert not engine.core.executor.keeps_logits
+        got = answer(engine, asked)
+    finally:
+        engine.close()
+    for fields, one, other in zip(some, want, got, strict=True):
+        assert one.token_ids == other.token_ids, fields
+
+
 def test_fixed_tiles_give_the_same_answers_and_the_same_bits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     some = [REQUESTS[1], REQUESTS[4]]
     want = answer(load(kv_tokens=2048), list(zip(PROMPTS, some, strict=False)))
