@@ -16,9 +16,8 @@ class EngineStats:
         pages_total, pages_in_use: of K/V, `page_size` tokens each.
         open_slots, open_context: query tokens and key positions of a forward in which all of them take part.
         queue_s: predicted seconds of forwards that are waiting plus running.
-        timed_s: the same of those with a deadline. timed_forward_s, timed_room_s: the mean forward that keeps
-            all their deadlines, and what a newcomer may add to it (`engine/pace.py`), None
-            where nobody minds.
+        timed_s: the same of those with a deadline. timed_forward_s, timed_room_s: the mean forward that keeps all their
+            deadlines, and what a newcomer may add to it (`engine/pace.py`), seconds; None where nobody minds.
         slip_s: see `Outlook`. step_s: duration of a recent step, 0 before the first.
         forwards, forward_s: forwards so far and seconds spent in them; busy_s adds the engine's own work.
         slots: query tokens so far by kind (`prefill`, `draft`, `look`).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -59,13 +58,22 @@ def running() -> int:
 
 
 def read(
-    url: str, prompt: list[int], mode: dict[str, Any], stop: threading.Event | None = None
+    url: str,
+    prompt: list[int],
+    mode: dict[str, Any],
+    stop: threading.Event | None = None,
+    begun: threading.Event | None = None,
 ) -> tuple[str, str, dict[str, Any]]:
-    """Reads a stream to its end, or until `stop`: (its first replica, its text, what it said of itself)."""
+    """Reads a stream to its end, or until `stop`: (its first replica, its text, what it said of itself).
+
+    `begun` is set once a replica has it.
+    """
     text, said = "", {}
     body = {**ASKED, **mode, "prompt": prompt}
     with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=300) as answer:
         assert answer.status_code == 200, answer.read()
+        if begun is not None:
+            begun.set()
         for line in answer.iter_lines():
             if stop is not None and stop.is_set():
                 break
@@ -77,11 +85,13 @@ def read(
     return answer.headers["x-stepdial-replica"], text, said
 
 
-def read_on(url: str, prompt: list[int], stopped: threading.Event) -> list[tuple[str, str, dict[str, Any]]]:
+def read_on(
+    url: str, prompt: list[int], stopped: threading.Event, begun: threading.Event
+) -> list[tuple[str, str, dict[str, Any]]]:
     """Reads streams one after the other, all to their ends, until `stopped`: however fast the machine, one is open."""
     answers = []
     while not stopped.is_set():
-        answers.append(read(url, prompt, NARROW))
+        answers.append(read(url, prompt, NARROW, begun=begun))
     return answers
 
 
@@ -107,8 +117,9 @@ def test_a_burst_starts_a_replica_and_its_end_stops_one_under_open_streams(growi
         assert grown, "the burst did not start a second replica"
         said = gauges(growing)
         # The first replica is full, so the first of these go to the new one; later ones go to both.
-        kept = [pool.submit(read_on, growing, [1, 300 + index], stopped) for index in range(KEPT)]
-        time.sleep(2.0)
+        begun = [threading.Event() for _ in range(KEPT)]
+        kept = [pool.submit(read_on, growing, [1, 300 + index], stopped, one) for index, one in enumerate(begun)]
+        assert all(one.wait(30) for one in begun)
         over.set()
         for done in burst:
             done.result()
