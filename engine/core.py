@@ -255,8 +255,8 @@ class EngineCore:
         expected = now - self._last_deadline_s < DEADLINES_EXPECTED_S
         cost = self.cost_model.cost
         longest_s = LONGEST_BASES * max(cost.base_s, cost.own_s(self.pool.page_size, 0)) if expected else inf
-        config = self.config
-        grants = share_slots(wants, cost, config.max_forward_tokens, config.prefill_chunk, longest_s)
+        config, hold = self.config, self.outlook.hold
+        grants = share_slots(wants, cost, config.max_forward_tokens, config.prefill_chunk, longest_s, hold)
         for grant in grants:
             sequence = order[grant.name]
             if sequence not in self.running:

@@ -28,7 +28,7 @@ from engine.decoding.rung_choice import (
     worth_of,
 )
 from engine.pace import NO_PACING, NO_STEPS, NOBODY, Pacing, Ride, Riders, StepTable, longest_s, mean_forward_s, room_s
-from engine.scheduler import PATIENCE
+from engine.scheduler import HOLD, PATIENCE
 
 if TYPE_CHECKING:
     from engine.cost_model import ForwardCost, ForwardCostModel
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 PRIOR_OUTPUT_TOKENS = 64.0
 SLIPPED = 0.01
 """The share of deadlines that may be missed: `slip_s` comes to rest where it is so many."""
+SLIPPING = 1.0
+"""The `slip_s`, in bases of a forward, from which on forwards are held to the tightest pace."""
 MOST_SLIP = 16.0
 """The longest `slip_s`, in bases of a forward."""
 
@@ -140,6 +142,12 @@ class Outlook:
     @property
     def cost(self) -> ForwardCost:
         return self.cost_model.cost
+
+    @property
+    def hold(self) -> float:
+        """How many times the tightest pace still counts as tight (`share_slots`): less while deadlines slip."""
+        slipping = min(1.0, self.slip_s / max(SLIPPING * self.cost.base_s, 1e-9))
+        return HOLD - (HOLD - 1.0) * slipping
 
     def ended(self, output_tokens: int | None, in_time: bool | None = None) -> None:
         """Learns from a finished answer: its length (None: it was not the answer's own), and whether its deadline was

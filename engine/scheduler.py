@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 PATIENCE = 8
 """Forwards after which a sequence without a deadline takes part in any case: nothing starves."""
 HOLD = 3.0
-"""A sequence whose pace is this many times the forward's is held back before anybody tighter has to wait."""
+"""A sequence whose pace is this many times the forward's is held back before anybody tighter has to wait. With 1 no
+forward is longer than the tightest pace, and more of them pay their base."""
 SMALLEST_CHUNK = 16
 """Prompt tokens below which a chunk is not worth its place in a forward."""
 
@@ -55,9 +56,16 @@ class Grant(NamedTuple):
 
 
 def share_slots(
-    wants: Seq[Want], cost: ForwardCost, max_tokens: int, prefill_chunk: int, longest_s: float = inf
+    wants: Seq[Want],
+    cost: ForwardCost,
+    max_tokens: int,
+    prefill_chunk: int,
+    longest_s: float = inf,
+    hold: float = HOLD,
 ) -> list[Grant]:
     """Fills one forward with up to `max_tokens` slots, and about `longest_s` seconds.
+
+    `hold`: `HOLD`, or less where deadlines slip.
 
     One prompt chunk (or a quarter of the forward, if that is less) is kept for the first prompt in line, so that a full
     house never stalls a new request. Prompts are cut to what the tightest pace leaves.
@@ -71,7 +79,7 @@ def share_slots(
     limit_s = min(timed[0].pace_s if timed else inf, longest_s)
     forward = _Forward(cost, limit_s, max_tokens, reserved, prefill_chunk)
     # Who is nearly as tight as the tightest goes first, whatever that makes of the forward.
-    tight_s = HOLD * limit_s
+    tight_s = hold * limit_s
     ordered = [*advancing, *reading]
     for want in ordered:
         if want.pace_s <= tight_s:

@@ -16,8 +16,8 @@ MAX_TOKENS = 128
 LONGEST_CANVAS = 32
 
 
-def share_slots(wants: list[Want], max_tokens: int, prefill_chunk: int) -> list[Grant]:
-    return share(wants, COST, max_tokens, prefill_chunk)
+def share_slots(wants: list[Want], max_tokens: int, prefill_chunk: int, hold: float = HOLD) -> list[Grant]:
+    return share(wants, COST, max_tokens, prefill_chunk, hold=hold)
 
 
 @st.composite
@@ -141,15 +141,15 @@ def timed_wants(draw: st.DrawFn) -> list[Want]:
     ]
 
 
-@given(timed_wants(), CHUNKS)
+@given(timed_wants(), CHUNKS, st.floats(1.0, HOLD))
 def test_whoever_has_a_deadline_rides_and_the_others_only_up_to_the_tightest_pace(
-    asked: list[Want], chunk: int
+    asked: list[Want], chunk: int, hold: float
 ) -> None:
-    grants = share_slots(asked, MAX_TOKENS, chunk)
+    grants = share_slots(asked, MAX_TOKENS, chunk, hold)
     granted = {grant.name for grant in grants}
     timed = [want for want in asked if want.pace_s < inf]
     tightest = min((want.pace_s for want in timed), default=inf)
-    near = {want.name for want in timed if not want.prefill and want.pace_s <= HOLD * tightest}
+    near = {want.name for want in timed if not want.prefill and want.pace_s <= hold * tightest}
     if sum(want.tokens for want in timed if not want.prefill) <= MAX_TOKENS - min(chunk, MAX_TOKENS // 4):
         assert near <= granted
     if not timed:
@@ -159,7 +159,7 @@ def test_whoever_has_a_deadline_rides_and_the_others_only_up_to_the_tightest_pac
     insisted = sum(
         COST.own_s(grant.tokens, by_name[grant.name].context)
         for grant in grants
-        if by_name[grant.name].pace_s <= HOLD * tightest or by_name[grant.name].waited >= PATIENCE
+        if by_name[grant.name].pace_s <= hold * tightest or by_name[grant.name].waited >= PATIENCE
     )
     assert seconds(asked, grants) <= max(tightest, COST.base_s + insisted) + 1e-12
 

@@ -10,6 +10,7 @@ from engine.admission import CLOSE, Admission, Newcomer
 from engine.cost_model import ForwardCost, ForwardCostModel
 from engine.outlook import MOST_SLIP, SLIPPED, Outlook
 from engine.plan import AR, Plan
+from engine.scheduler import HOLD
 
 COST = ForwardCost(base_s=4e-3, per_sequence_s=0.0, per_token_s=1e-4, per_context_s=0.0)
 
@@ -38,6 +39,19 @@ def test_kept_deadlines_give_the_time_back_and_others_say_nothing() -> None:
     for _ in range(round(1 / SLIPPED) + 1):
         made.ended(10, in_time=True)
     assert made.slip_s == 0.0
+
+
+def test_while_deadlines_slip_forwards_are_held_to_the_tightest_pace() -> None:
+    made = outlook()
+    assert made.hold == HOLD
+    made.ended(10, in_time=False)
+    assert made.hold == 1.0
+    holds = []
+    for _ in range(round(1 / SLIPPED) + 1):
+        made.ended(10, in_time=True)
+        holds.append(made.hold)
+    assert holds == sorted(holds)
+    assert holds[-1] == HOLD
 
 
 def test_it_comes_to_rest_where_few_deadlines_are_missed_and_never_grows_without_end() -> None:

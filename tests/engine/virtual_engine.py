@@ -6,7 +6,7 @@ Everything above the executor is the real thing (scheduler, rungs, pages, decodi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import torch
@@ -120,10 +120,13 @@ class VirtualEngine:
                 self.executor.now = arriving[0].at_s
             while arriving and arriving[0].at_s <= self.executor.now:
                 request = arriving.pop(0)
+                if self.admission and request.slo_s is not None:
+                    if not self._admits(request):
+                        request.refused = True
+                        continue
+                    promised_ms = request.slo_s * 1e3
+                    request.plan = replace(request.plan, slo_ms=promised_ms, predicted_p95_ms=promised_ms)
                 sequence = self._sequence(request, rng)
-                if self.admission and request.slo_s is not None and not self._admits(request):
-                    request.refused = True
-                    continue
                 by_sequence[sequence] = request
                 self.core.add(sequence)
             for sequence, event in self.core.step():
