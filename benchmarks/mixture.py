@@ -100,8 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         in_loop(closed_loop(engine, auto, requests, 4, 0.0, seconds, least_ended=options.least_ended))
         for concurrency in options.concurrency:
             window_s = seconds * window_weight(concurrency)
-            for _ in range(options.repeats):
-                for name, policy in policies.items():
+            for repeat in range(options.repeats):
+                # There and back, because the machine's speed drifts.
+                for name, policy in list(policies.items())[:: -1 if repeat % 2 else 1]:
                     run = closed_loop(
                         engine, policy, requests, concurrency, RAMP * window_s, window_s, options.least_ended
                     )

@@ -20,9 +20,8 @@ from engine.decoding.rung_choice import (
     Load,
     TokensPerForward,
     Worth,
-    most_valuable,
+    preferred,
     steps_down,
-    still_good,
     throughput,
     tokens_ahead,
     worth_of,
@@ -52,7 +51,7 @@ class View:
         timed: the sequences, `riders` and `pacing` in their order. fixed_s: of a forward, whoever rides: its base, and
             the share of those without a deadline that have waited too long. price: tokens that a second of the engine
             is worth.
-        crowd: of all sequences. best: the rung (index) of each ladder's best quality that is worth most.
+        crowd: of all sequences. best: the rung (index) of each ladder's best quality for those without a deadline.
     """
 
     timed: list[Sequence]
@@ -331,12 +330,8 @@ class Outlook:
         return worth_of(ladder, self.cost, self.meter, self._mean_output, self.cost_model.deviations, crowd)
 
     def _best(self, ladder: Ladder, worth: Worth, price: float) -> int:
-        """The rung of the best quality that is worth most; the one in use as long as it is nearly as good."""
-        best = most_valuable(worth, ladder.groups[0], price)
-        before = self._in_use.get(ladder)
-        if before in ladder.groups[0] and still_good(worth, before, best, price):
-            return before
-        return best
+        """The rung of the best quality for those without a deadline."""
+        return preferred(worth, ladder.groups[0], price, self._in_use.get(ladder))
 
     def _expected(self, sequence: Sequence) -> float:
         """Output tokens that a sequence is planned to have in all."""

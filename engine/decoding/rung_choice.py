@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from engine.plan import Rung
 
 Policy = tuple[object, ...]
+AS_GOOD = 0.015
+"""Loss of throughput below which a rung that needs fewer forwards is preferred: its answers are done sooner."""
 WORTH_A_CHANGE = 0.03
 """Gain in throughput below which the rung stays what it was: estimates waver, and canvases of one length share more."""
 OVERRUN_TOKENS = 32
@@ -193,15 +195,28 @@ def most_valuable(worth: Worth, indices: Seq[int], price: float) -> int:
     return max(indices, key=lambda index: (worth.gained[index] - price * worth.charged_s[index], -index))
 
 
-def still_good(worth: Worth, index: int, best: int, price: float) -> bool:
-    """Whether the throughput with the rung `index` is nearly that with `best`, at whose throughput `price` is.
+def preferred(worth: Worth, indices: Seq[int], price: float, before: int | None = None) -> int:
+    """Of the rungs, given by index, whose throughput is nearly the best, the one that needs the fewest forwards.
 
-    With value v = gained - price * charged of both, and as the best one's value pays for the base of the forward, the
-    throughput with the other is lower by (v_best - v) / (v_best + price * charged).
+    `before`: the one in use, which may be further from the best.
+    """
+    best = most_valuable(worth, indices, price)
+    near = [
+        index
+        for index in indices
+        if _lost(worth, index, best, price) <= (WORTH_A_CHANGE if index == before else AS_GOOD)
+    ]
+    return max(near, key=lambda index: worth.gained[index])
+
+
+def _lost(worth: Worth, index: int, best: int, price: float) -> float:
+    """The share of throughput lost with the rung `index` instead of `best`, at whose throughput `price` is.
+
+    With value v = gained - price * charged of both, and as the best one's value pays for the base of the forward, it is
+    (v_best - v) / (v_best + price * charged).
     """
     lost = worth.gained[best] - worth.gained[index] - price * (worth.charged_s[best] - worth.charged_s[index])
-    whole = worth.gained[best] + price * (worth.charged_s[index] - worth.charged_s[best])
-    return lost <= WORTH_A_CHANGE * whole
+    return lost / (worth.gained[best] + price * (worth.charged_s[index] - worth.charged_s[best]))
 
 
 def steps_down(ladder: Ladder, worth: Worth, price: float, first_group: int = 0) -> tuple[Step, ...]:

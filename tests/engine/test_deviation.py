@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from engine.cost_model import ForwardCost, ForwardCostModel
-from engine.decoding.rung_choice import Crowd, TokensPerForward, ladder_of, most_valuable, still_good, worth_of
+from engine.decoding.rung_choice import (
+    AS_GOOD,
+    WORTH_A_CHANGE,
+    Crowd,
+    TokensPerForward,
+    ladder_of,
+    most_valuable,
+    preferred,
+    worth_of,
+)
 from engine.deviation import Deviations, kind_of
 from engine.plan import Decoding, Rung
 
@@ -91,16 +100,19 @@ def test_of_rungs_that_the_fit_finds_equal_the_one_that_runs_faster_is_worth_mor
 
 
 @pytest.mark.parametrize("crowd", [1, 8, 64])
-def test_a_rung_in_use_stays_exactly_while_it_costs_less_than_a_change_is_worth(crowd: int) -> None:
-    """`still_good` against throughputs worked out one by one, for the rung in use ever slower."""
-    own_s = TRUTH.own_s(16, 0)
-
-    def throughput(tokens: float) -> float:
-        return crowd * tokens / (TRUTH.base_s + crowd * own_s)
-
-    for tokens in np.linspace(6, 7.2, 40):
-        # Two rungs of one length, so that only their tokens differ.
-        ladder = ladder_of((rung(16, 7.2), Rung(Decoding.DIFFUSION, 16, 2, None, "off", 0.9, float(tokens))))
+@pytest.mark.parametrize(("in_use", "most_lost"), [(None, AS_GOOD), (0, AS_GOOD), (1, WORTH_A_CHANGE)])
+def test_longer_blocks_are_preferred_while_they_lose_little(crowd: int, in_use: int | None, most_lost: float) -> None:
+    """Against throughputs worked out one by one, for blocks of 32 that are worth ever less: they need fewer forwards,
+    and when they are in use they may lose more before that changes."""
+    seen = set()
+    for tokens in np.linspace(7.3, 16, 200):
+        ladder = ladder_of((rung(16, 7.2), rung(32, float(tokens))))
         worth = worth_of(ladder, TRUTH, TokensPerForward(), 1e6)
-        lost = 1 - throughput(worth.gained[1]) / throughput(worth.gained[0])
-        assert still_good(worth, 1, 0, throughput(worth.gained[0])) == (lost <= 0.03)
+        made = [
+            crowd * gained / (TRUTH.base_s + crowd * own_s)
+            for gained, own_s in zip(worth.gained, worth.own_s, strict=True)
+        ]
+        lost = 1 - made[1] / max(made)
+        assert preferred(worth, (0, 1), max(made), in_use) == int(lost <= most_lost)
+        seen.add(lost <= most_lost)
+    assert seen == {True, False} or crowd == 1
