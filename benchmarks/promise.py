@@ -4,8 +4,8 @@
 
 First it measures idle times (which the SLOs follow from), the profiles and the budget that other policies need, and
 saturation: the most requests per second that are completed with `--concurrency` of them at a time. Idle times and
-saturation are measured again before every seed, because a machine's speed wanders. Then, for every seed and load, all
-policies serve the same requests arriving at the same times, one policy after the other in an order that changes.
+saturation are measured again for every seed and load, because a machine's speed wanders. Then all policies serve the
+same requests arriving at the same times, one policy after the other in an order that changes.
 `--minutes` is the whole run's time; it decides how long requests arrive in a cell (policy x load x seed) unless
 `--duration` says so. What is still open `--drain` seconds after the last arrival is cut off; requests whose SLO reaches
 beyond are not judged, whatever the policy.
@@ -49,8 +49,10 @@ WARM_SEED = 2_000_003
 WARM_REQUESTS = 256
 WARM_CLIENTS = 3
 REFERENCE_CONCURRENCY = 32
-PER_SEED_S = 50.0
-"""What a seed takes besides its cells: engines, the machine's present speed, warming up, AR's own answers."""
+PER_SEED_S = 42.0
+"""What a seed takes besides its loads: engines, warming up, AR's own answers."""
+PER_LOAD_S = 8.0
+"""What a load takes besides its cells: the machine's present speed."""
 LEAST_DURATION_S = 2.0
 
 
@@ -99,7 +101,7 @@ class Run:
         self.cells: list[Cell] = []
         self.rows: list[dict[str, Any]] = []
         self.ar_right: dict[tuple[int, int], bool] = {}
-        self.present: dict[int, dict[str, Any]] = {}
+        self.present: list[dict[str, Any]] = []
 
     @property
     def cell_count(self) -> int:
@@ -109,8 +111,10 @@ class Run:
 
     def duration_within(self, left_s: float) -> float:
         """Seconds of arrivals per cell so that all cells fit into `left_s`, each with its drain."""
-        per_cell_s: float = (left_s - PER_SEED_S * len(self.options.seeds)) / self.cell_count
-        drain_s: float = self.options.drain
+        options = self.options
+        besides_s = (PER_SEED_S + PER_LOAD_S * len(options.loads)) * len(options.seeds)
+        per_cell_s: float = (left_s - besides_s) / self.cell_count
+        drain_s: float = options.drain
         return max(LEAST_DURATION_S, per_cell_s - drain_s)
 
     def one_seed(self, seed: int, duration_s: float) -> None:
@@ -120,22 +124,25 @@ class Run:
         tokenizer = tokenizer_of(made[STEPDIAL][0])
         order = random.Random(seed)
         try:
-            setup = at_present(self.setup)
-            self.present[seed] = {"saturation_requests_per_s": setup.saturation, "idle_ms": asdict(setup.slos.idle)}
-            print(f"seed {seed}: saturation is {setup.saturation:.1f} requests/s now", flush=True)
-            # Arrivals of a lower load are the first of these, further apart.
-            most = max(options.loads) * setup.saturation
-            arrivals = trace(requests_of(tokenizer, setup.slos, seed), most, duration_s, seed)
-            requests = [one.request for one in arrivals]
-            warm_requests = cycle_of(requests_of(tokenizer, setup.slos, WARM_SEED), WARM_REQUESTS)
+            warm_requests = cycle_of(requests_of(tokenizer, self.setup.slos, WARM_SEED), WARM_REQUESTS)
             for engine, policy in made.values():
                 if policy.learns:
                     in_loop(closed_loop(engine, policy, warm_requests, WARM_CLIENTS, 0.0, options.warm))
             for load in options.loads:
+                setup = at_present(self.setup)
+                self.present.append(
+                    {
+                        "seed": seed,
+                        "load": load,
+                        "saturation_requests_per_s": setup.saturation,
+                        "idle_ms": asdict(setup.slos.idle),
+                    }
+                )
+                print(f"seed {seed} {load:4.0%} of {setup.saturation:.1f} requests/s", flush=True)
+                arrivals = trace(requests_of(tokenizer, setup.slos, seed), load * setup.saturation, duration_s, seed)
                 names = list(made)
                 order.shuffle(names)
                 for name in names:
-                    arrivals = trace(iter(requests), load * setup.saturation, duration_s, seed)
                     self._one_cell(
                         *made[name], Cell(name, load, seed, duration_s, duration_s + options.drain, []), arrivals
                     )
@@ -179,7 +186,7 @@ class Run:
                 "kv_tokens": options.kv_tokens,
             },
             "measured_first": self.setup.measured,
-            "measured_before_seed": self.present,
+            "measured_before": self.present,
             **(summary(self.cells, self.ar_right) if whole else {}),
             "cells": self.rows,
         }
