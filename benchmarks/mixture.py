@@ -1,12 +1,14 @@
 """The mixture of modes against every single mode, closed loop, at 1 to 64 requests at a time.
 
-`python -m benchmarks.mixture [--concurrency 1 2 4 8 16 32 64] [--repeats 3] [--minutes 12]`
+`python -m benchmarks.mixture [--concurrency 1 2 4 8 16 32 64] [--repeats 5] [--minutes 12]`
 
 `auto` is Stepdial's own policy for requests without an SLO: the router's plan, then rungs equal to AR that the engine
 chooses among at borders. Beside it run, pinned by the requests' own fields and through the same router, AR,
 self-speculation at 4, 8, 16 and 32, and the diffusion rungs of the checkpoint's ladder, which are faster because they
-give up quality: they are shown, and not part of the bars unless they are equal to AR. Repeats alternate. `--minutes` is
-the whole run's time and decides how long each window is, unless `--seconds` says so.
+give up quality: they are shown, and not part of the bars unless they are equal to AR. Repeats alternate, each from
+another place in the prompts on, the same for all. `--minutes` is the whole run's time and decides how long each window
+is, unless `--seconds` says so. Tokens per second are the median of the windows, latencies those of all their answers
+together: a window has few.
 
 Bars: at every concurrency `auto` has at least 95% of the tokens per second of the best single mode, with a p95 latency
 of at most 1.05 times that of the mode that reaches it; and somewhere it is above the best.
@@ -23,6 +25,8 @@ from time import perf_counter
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
 
 from benchmarks.command import command_parser, parsed, write_report
 from benchmarks.policies import Pinned, Policy
@@ -47,25 +51,32 @@ LEAST_SECONDS = 0.5
 
 @dataclass
 class Measured:
-    """One mode at one concurrency, a value per repeat. `lossy`: below AR's quality."""
+    """One mode at one concurrency.
+
+    Attributes:
+        lossy: below AR's quality. tokens_per_s: of each window. latencies_ms: of all answers. right: how many were.
+        used: rungs, and by how many answers.
+    """
 
     lossy: bool = False
     tokens_per_s: list[float] = field(default_factory=list)
-    p50_ms: list[float] = field(default_factory=list)
-    p95_ms: list[float] = field(default_factory=list)
-    right: list[float] = field(default_factory=list)
+    latencies_ms: list[float] = field(default_factory=list)
+    right: int = 0
     used: dict[str, int] = field(default_factory=dict)
 
     def add(self, closed: Closed) -> None:
         """One window."""
         self.tokens_per_s.append(closed.tokens_per_s)
-        self.p50_ms.append(closed.latency_ms(0.5))
-        self.p95_ms.append(closed.latency_ms(0.95))
-        self.right.append(sum(one.right for one in closed.ended) / len(closed.ended))
         for one in closed.ended:
+            self.latencies_ms += [] if one.latency_ms is None else [one.latency_ms]
+            self.right += one.right
             for entry in one.entries:
                 name = rung_name(entry.rung)
                 self.used[name] = self.used.get(name, 0) + 1
+
+    def latency_ms(self, share: float) -> float:
+        """A quantile over all answers."""
+        return float(np.quantile(self.latencies_ms, share))
 
 
 Results = dict[int, dict[str, Measured]]
@@ -101,10 +112,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for concurrency in options.concurrency:
             window_s = seconds * window_weight(concurrency)
             for repeat in range(options.repeats):
+                begins = repeat * PROMPTS // options.repeats
+                asked = requests[begins:] + requests[:begins]
                 # There and back, because the machine's speed drifts.
                 for name, policy in list(policies.items())[:: -1 if repeat % 2 else 1]:
                     run = closed_loop(
-                        engine, policy, requests, concurrency, RAMP * window_s, window_s, options.least_ended
+                        engine, policy, asked, concurrency, RAMP * window_s, window_s, options.least_ended
                     )
                     results[concurrency][name].add(in_loop(run))
             _show(concurrency, results[concurrency])
@@ -145,14 +158,14 @@ def best_single(row: dict[str, Measured]) -> str:
 
 
 def judge(results: Results) -> list[tuple[str, bool]]:
-    """The bars, on medians over repeats."""
+    """The bars."""
     bars = []
     gains = {}
     for concurrency, row in results.items():
         name = best_single(row)
         best, auto = row[name], row[AUTO]
         share = median(auto.tokens_per_s) / median(best.tokens_per_s)
-        longer = median(auto.p95_ms) / median(best.p95_ms)
+        longer = auto.latency_ms(0.95) / best.latency_ms(0.95)
         gains[concurrency] = share
         bars.append(
             (
@@ -182,15 +195,14 @@ def _write(options: argparse.Namespace, results: Results, seconds: float) -> Non
 
 
 def _numbers(one: Measured) -> dict[str, Any]:
-    def spread(values: Sequence[float]) -> dict[str, float]:
-        return {"median": median(values), "min": min(values), "max": max(values)}
-
+    speeds = one.tokens_per_s
     return {
         "lossy": one.lossy,
-        "tokens_per_s": spread(one.tokens_per_s),
-        "p50_ms": spread(one.p50_ms),
-        "p95_ms": spread(one.p95_ms),
-        "right": median(one.right),
+        "tokens_per_s": {"median": median(speeds), "min": min(speeds), "max": max(speeds)},
+        "answers": len(one.latencies_ms),
+        "p50_ms": one.latency_ms(0.5),
+        "p95_ms": one.latency_ms(0.95),
+        "right": one.right / len(one.latencies_ms),
         "used": one.used,
     }
 
@@ -202,7 +214,7 @@ def _show(concurrency: int, row: dict[str, Measured]) -> None:
         mark = " best" if name == best else " lossy" if one.lossy else ""
         print(
             f"{name:28} at {concurrency:2}: {speed:7.0f} ({min(one.tokens_per_s):.0f} to {max(one.tokens_per_s):.0f}), "
-            f"p95 {median(one.p95_ms):6.0f} ms{mark}",
+            f"p95 {one.latency_ms(0.95):6.0f} ms{mark}",
             flush=True,
         )
 
@@ -210,7 +222,7 @@ def _show(concurrency: int, row: dict[str, Measured]) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("mixture", __doc__, model=True)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=12, help="of the whole run (default 12)")
     parser.add_argument("--seconds", type=float, help="of a window at 1 request at a time instead")
     parser.add_argument("--least-ended", type=int, default=20, help="answers that a window waits for")

@@ -7,7 +7,7 @@ from engine.plan import AR, diffusion, self_speculation
 
 
 def measured(tokens_per_s: float, p95_ms: float, lossy: bool = False, repeats: int = 3) -> Measured:
-    return Measured(lossy, [tokens_per_s] * repeats, [p95_ms / 2] * repeats, [p95_ms] * repeats, [1.0] * repeats)
+    return Measured(lossy, [tokens_per_s] * repeats, [p95_ms / 2] * 30 + [p95_ms] * 3)
 
 
 def verdicts(auto: Measured) -> list[bool]:
