@@ -11,14 +11,15 @@ is, unless `--seconds` says so. Tokens per second are the median of the windows,
 together: a window has few.
 
 Bars: at every concurrency `auto` has at least 95% of the tokens per second of the best single mode, with a p95 latency
-of at most 1.05 times that of the mode that reaches it; and somewhere it is above the best.
+of at most 1.05 times that of the mode that reaches it, over the prompts that both answered; and somewhere it is above
+the best.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from time import perf_counter
@@ -54,29 +55,40 @@ class Measured:
     """One mode at one concurrency.
 
     Attributes:
-        lossy: below AR's quality. tokens_per_s: of each window. latencies_ms: of all answers. right: how many were.
-        used: rungs, and by how many answers.
+        lossy: below AR's quality. tokens_per_s: of each window. right: how many answers were. used: rungs, and by how
+            many answers.
+        latency_ms: of all answers, by the window and the place among its requests, which is the same prompt in all
+            modes.
     """
 
     lossy: bool = False
     tokens_per_s: list[float] = field(default_factory=list)
-    latencies_ms: list[float] = field(default_factory=list)
+    latency_ms: dict[tuple[int, int], float] = field(default_factory=dict)
     right: int = 0
     used: dict[str, int] = field(default_factory=dict)
 
     def add(self, closed: Closed) -> None:
         """One window."""
+        window = len(self.tokens_per_s)
         self.tokens_per_s.append(closed.tokens_per_s)
         for one in closed.ended:
-            self.latencies_ms += [] if one.latency_ms is None else [one.latency_ms]
+            if one.latency_ms is not None:
+                self.latency_ms[window, one.request.index] = one.latency_ms
             self.right += one.right
             for entry in one.entries:
                 name = rung_name(entry.rung)
                 self.used[name] = self.used.get(name, 0) + 1
 
-    def latency_ms(self, share: float) -> float:
-        """A quantile over all answers."""
-        return float(np.quantile(self.latencies_ms, share))
+    def p95_over(self, other: Measured) -> float:
+        """The p95 latency over another's, on what both have answered."""
+        both = sorted(self.latency_ms.keys() & other.latency_ms.keys())
+        mine, theirs = ([one.latency_ms[key] for key in both] for one in (self, other))
+        return quantile(mine, 0.95) / quantile(theirs, 0.95)
+
+
+def quantile(values: Iterable[float], share: float) -> float:
+    """Of at least one value."""
+    return float(np.quantile(list(values), share))
 
 
 Results = dict[int, dict[str, Measured]]
@@ -165,7 +177,7 @@ def judge(results: Results) -> list[tuple[str, bool]]:
         name = best_single(row)
         best, auto = row[name], row[AUTO]
         share = median(auto.tokens_per_s) / median(best.tokens_per_s)
-        longer = auto.latency_ms(0.95) / best.latency_ms(0.95)
+        longer = auto.p95_over(best)
         gains[concurrency] = share
         bars.append(
             (
@@ -199,10 +211,10 @@ def _numbers(one: Measured) -> dict[str, Any]:
     return {
         "lossy": one.lossy,
         "tokens_per_s": {"median": median(speeds), "min": min(speeds), "max": max(speeds)},
-        "answers": len(one.latencies_ms),
-        "p50_ms": one.latency_ms(0.5),
-        "p95_ms": one.latency_ms(0.95),
-        "right": one.right / len(one.latencies_ms),
+        "answers": len(one.latency_ms),
+        "p50_ms": quantile(one.latency_ms.values(), 0.5),
+        "p95_ms": quantile(one.latency_ms.values(), 0.95),
+        "right": one.right / len(one.latency_ms),
         "used": one.used,
     }
 
@@ -214,7 +226,7 @@ def _show(concurrency: int, row: dict[str, Measured]) -> None:
         mark = " best" if name == best else " lossy" if one.lossy else ""
         print(
             f"{name:28} at {concurrency:2}: {speed:7.0f} ({min(one.tokens_per_s):.0f} to {max(one.tokens_per_s):.0f}), "
-            f"p95 {one.latency_ms(0.95):6.0f} ms{mark}",
+            f"p95 {quantile(one.latency_ms.values(), 0.95):6.0f} ms{mark}",
             flush=True,
         )
 

@@ -7,7 +7,8 @@ from engine.plan import AR, diffusion, self_speculation
 
 
 def measured(tokens_per_s: float, p95_ms: float, lossy: bool = False, repeats: int = 3) -> Measured:
-    return Measured(lossy, [tokens_per_s] * repeats, [p95_ms / 2] * 30 + [p95_ms] * 3)
+    latencies = {(0, place): p95_ms if place < 5 else p95_ms / 2 for place in range(50)}
+    return Measured(lossy, [tokens_per_s] * repeats, latencies)
 
 
 def verdicts(auto: Measured) -> list[bool]:
@@ -30,6 +31,12 @@ def test_auto_passes_close_to_the_best_and_must_be_above_it_somewhere() -> None:
 def test_auto_fails_when_it_is_slower_or_its_answers_take_longer() -> None:
     assert verdicts(measured(940, 100)) == [False, True, False]
     assert verdicts(measured(1010, 106)) == [True, False, True]
+
+
+def test_latencies_are_compared_on_what_both_have_answered() -> None:
+    slow, fast = measured(1, 100), measured(1, 50)
+    fast.latency_ms |= {(1, place): 900.0 for place in range(50)}
+    assert slow.p95_over(fast) == 2.0
 
 
 def test_a_concurrency_without_all_repeats_is_left_out() -> None:
