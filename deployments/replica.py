@@ -53,6 +53,7 @@ class Replica:
             dtype=args.dtype,
             quantization=args.quantization,
             batch_invariant=args.batch_invariant,
+            cuda_graphs=args.cuda_graphs,
             threads=args.threads,
             tp=args.tp,
             tp_backend=args.tp_backend,

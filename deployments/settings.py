@@ -67,6 +67,9 @@ class AppArgs(BaseModel):
     batch_invariant: bool = Field(
         False, description="On a GPU: a pinned answer has the same bits in any batch; slower (see EngineConfig)."
     )
+    cuda_graphs: bool = Field(
+        False, description="On a GPU: short forwards are recorded at start and replayed (see EngineConfig)."
+    )
     quantization: Quantization = Field("none", description="fp8: the layers' weights in FP8, on a GPU.")
     threads: int = Field(1, ge=1, le=1024, description="Torch threads of a replica.")
     max_sequences: int = Field(256, ge=1, le=4096, description="Sequences of a replica that may hold K/V at once.")
@@ -118,6 +121,11 @@ class AppArgs(BaseModel):
     @model_validator(mode="after")
     def _ranks_can_be_placed(self) -> AppArgs:
         check_invariance(self.batch_invariant, self.quantization, self.tp)
+        if self.cuda_graphs and (not self.replica_gpus or self.tp > 1):
+            raise ValueError(
+                f"cuda_graphs is true with replica_gpus {self.replica_gpus} and tp {self.tp}; allowed: replica_gpus 1 "
+                "and tp 1"
+            )
         if self.tp == 1:
             return self
         if not self.replica_cpus and not self.replica_gpus:

@@ -64,7 +64,8 @@ class ForwardBatch:
     Attributes:
         token_ids, positions, slots: int64 `[T]`; slot = page * page_size + offset.
         groups: attention groups in row order.
-        draft_rows: int64, rows the adapter applies to, padded; `draft_count` of them are real. None without drafts.
+        draft_rows: int64, rows the adapter applies to, padded; `draft_count` of them are real. None without drafts, and
+            where `draft_mask` says it: `[T, 1]` of the model's type, 1 in the rows the adapter applies to, 0 in others.
         logit_rows: int64 `[R]`; the first `wanted` are real, segment after segment in the order they were given.
         work: reach attention's work list, in place of the groups, where a kernel runs it (`engine/device_batch.py`).
         last_position: the largest position. query_tokens, context_tokens: real tokens, and the sum of the segments'
@@ -83,6 +84,7 @@ class ForwardBatch:
     query_tokens: int
     context_tokens: int
     work: ReachWork | None = None
+    draft_mask: Tensor | None = None
 
 
 def build_batch(

@@ -28,6 +28,11 @@ class EngineConfig(BaseModel):
         description="On a GPU: products and attention in fixed tiles, so that a pinned answer has the same bits alone "
         "and in any batch, as in float32 on a CPU it always has. Slower; not with fp8 or several ranks.",
     )
+    cuda_graphs: bool = Field(
+        False,
+        description="On a GPU: forwards of up to 512 tokens are recorded at start and replayed by one launch each. "
+        "Not with several ranks.",
+    )
     threads: int | None = Field(None, ge=1, description="Torch threads of the forward; null = torch's own choice.")
     tp: Literal[1, 2, 4, 8] = Field(
         1, description="Tensor parallelism: processes that share the model, each with a device of its own."
@@ -55,6 +60,14 @@ class EngineConfig(BaseModel):
     @model_validator(mode="after")
     def _invariance_is_possible(self) -> EngineConfig:
         check_invariance(self.batch_invariant, self.quantization, self.tp)
+        return self
+
+    @model_validator(mode="after")
+    def _graphs_are_possible(self) -> EngineConfig:
+        if self.cuda_graphs and (self.device != "cuda" or self.tp > 1):
+            raise ValueError(
+                f"cuda_graphs is true with device {self.device!r} and tp {self.tp}; allowed: device 'cuda' and tp 1"
+            )
         return self
 
 

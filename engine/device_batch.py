@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from engine.batch import ForwardBatch, Segment
+from engine.packing import moved, unpack
 from kernels.reach_work import SplitRule, WorkSizes, reach_work, tiles_for
 
 _ROWS = 8
 """Rows of every product are padded to a multiple of this: aligned tensor-core tiles."""
-
-_ALIGNMENT = 16
-"""Bytes at which every tensor of the copy begins: what a 128-bit load needs."""
 
 
 def build_device_batch(
@@ -31,17 +29,17 @@ def build_device_batch(
     dtype: torch.dtype,
     rule: SplitRule,
     tokens: int | None = None,
-    bucket: WorkSizes | None = None,
+    buckets: Seq[WorkSizes] = (),
 ) -> ForwardBatch:
     """Lays the segments out as one ragged batch with reach attention's work list (on the CPU; see `on_device`).
 
     Args:
         heads, kv_heads, dtype: of this rank's part of the model; they decide the tiles.
         rule: how long contexts are split.
-        tokens: rows to pad to, for a graph's bucket; else a multiple of 8.
-        bucket: sizes of the work list to pad to.
+        tokens: rows to pad to, wanted ones too, for a graph's bucket (`engine/graphs.py`); else multiples of 8.
+        buckets: sizes of the work list to pad to, the first that the batch fits.
 
-    Raises ValueError if the batch does not fit `tokens` or `bucket`.
+    Raises ValueError if the batch has more than `tokens`.
     """
     rows = np.array([len(segment.tokens) for segment in segments])
     starts = np.array([segment.start for segment in segments])
@@ -61,12 +59,9 @@ def build_device_batch(
     position = positions[:count]
     slots[:count] = pages[np.repeat(first_page, rows) + position // page_size] * page_size + position % page_size
 
-    drafts = [
-        row
-        for at, item in zip(first, segments, strict=True)
-        if item.drafted
-        for row in range(at, at + len(item.tokens))
-    ]
+    drafted = np.array([segment.drafted for segment in segments])
+    draft_mask = torch.zeros(total, 1, dtype=dtype)
+    draft_mask[:count, 0] = torch.from_numpy(np.repeat(drafted, rows))
     wanted = [int(at) + offset for at, item in zip(first, segments, strict=True) for offset in item.wanted]
     work = reach_work(
         starts,
@@ -79,29 +74,28 @@ def build_device_batch(
         page_size,
         tiles_for(dtype),
         rule,
-        bucket,
+        buckets,
     )
     return ForwardBatch(
         token_ids=torch.from_numpy(token_ids),
         positions=torch.from_numpy(positions),
         slots=torch.from_numpy(slots),
         groups=[],
-        draft_rows=_padded_rows(drafts) if drafts else None,
-        draft_count=len(drafts),
-        logit_rows=_padded_rows(wanted),
+        draft_rows=None,
+        draft_count=int(rows @ drafted),
+        logit_rows=_padded_rows(wanted, tokens),
         wanted=len(wanted),
         last_position=int((starts + rows).max()) - 1,
         query_tokens=count,
         context_tokens=int((starts + rows).sum()),
         work=work,
+        draft_mask=draft_mask,
     )
 
 
 def on_device(batch: ForwardBatch, device: torch.device) -> ForwardBatch:
-    """The batch with all its tensors on `device`, moved by one copy that the host does not wait for."""
-    if device.type == "cpu":
-        return batch
-    return from_buffer(batch, pack(tensors_of(batch), pinned=True).to(device, non_blocking=True))
+    """The batch with all its tensors on `device`."""
+    return batch if device.type == "cpu" else _with_tensors(batch, moved(tensors_of(batch), device))
 
 
 def from_buffer(batch: ForwardBatch, buffer: Tensor) -> ForwardBatch:
@@ -109,33 +103,10 @@ def from_buffer(batch: ForwardBatch, buffer: Tensor) -> ForwardBatch:
     return _with_tensors(batch, unpack(buffer, tensors_of(batch)))
 
 
-def pack(tensors: Seq[Tensor], pinned: bool = False) -> Tensor:
-    """The bytes of CPU tensors one after the other, uint8, each from a multiple of 16 on."""
-    buffer = torch.empty(_end(tensors), dtype=torch.uint8, pin_memory=pinned)
-    at = 0
-    for tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        buffer[at : at + size] = tensor.contiguous().view(-1).view(torch.uint8)
-        at = _aligned(at + size)
-    return buffer
-
-
-def unpack(buffer: Tensor, like: Seq[Tensor]) -> list[Tensor]:
-    """Views into a buffer of `pack`, with the types and shapes of the tensors that were packed."""
-    found: list[Tensor] = []
-    at = 0
-    for tensor in like:
-        size = tensor.numel() * tensor.element_size()
-        found.append(buffer[at : at + size].view(tensor.dtype).view(tensor.shape))
-        at = _aligned(at + size)
-    return found
-
-
 def tensors_of(batch: ForwardBatch) -> list[Tensor]:
     """All tensors of a batch, in one order."""
     tensors = [batch.token_ids, batch.positions, batch.slots, batch.logit_rows]
-    if batch.draft_rows is not None:
-        tensors.append(batch.draft_rows)
+    tensors += [tensor for tensor in (batch.draft_rows, batch.draft_mask) if tensor is not None]
     if batch.work is not None:
         tensors += batch.work.arrays()
     for group in batch.groups:
@@ -148,6 +119,7 @@ def _with_tensors(batch: ForwardBatch, tensors: list[Tensor]) -> ForwardBatch:
     rest = iter(tensors)
     token_ids, positions, slots, logit_rows = (next(rest) for _ in range(4))
     draft_rows = next(rest) if batch.draft_rows is not None else None
+    draft_mask = next(rest) if batch.draft_mask is not None else None
     work = batch.work.with_arrays(tuple(next(rest) for _ in batch.work.arrays())) if batch.work is not None else None
     groups = [
         replace(
@@ -165,23 +137,17 @@ def _with_tensors(batch: ForwardBatch, tensors: list[Tensor]) -> ForwardBatch:
         slots=slots,
         logit_rows=logit_rows,
         draft_rows=draft_rows,
+        draft_mask=draft_mask,
         work=work,
         groups=groups,
     )
-
-
-def _end(tensors: Seq[Tensor]) -> int:
-    return sum(_aligned(tensor.numel() * tensor.element_size()) for tensor in tensors)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _padded(rows: int) -> int:
     return -(-rows // _ROWS) * _ROWS
 
 
-def _padded_rows(rows: list[int]) -> Tensor:
-    """Row numbers padded with the first one, or with row 0."""
-    return torch.tensor(rows + (rows[:1] or [0]) * (max(_padded(len(rows)), _ROWS) - len(rows)))
+def _padded_rows(rows: list[int], total: int | None) -> Tensor:
+    """Row numbers padded with the first one, or with row 0, to `total` or a multiple of 8."""
+    total = max(_padded(len(rows)), _ROWS) if total is None else total
+    return torch.tensor(rows + (rows[:1] or [0]) * (total - len(rows)))

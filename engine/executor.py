@@ -15,6 +15,7 @@ from torch import Tensor
 from engine.batch import Segment, build_batch
 from engine.decoding.head import head_choice
 from engine.device_batch import build_device_batch, on_device
+from engine.graphs import ForwardGraphs
 from engine.group.flat_asked import encode_asked
 from engine.group.flat_batch import encode_segments
 from engine.group.wire import Kind
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from engine.batch import ForwardBatch
     from engine.decoding.choice import Choice
     from engine.decoding.head import Asked
+    from engine.graphs import Record
     from engine.group.leader import Group
     from engine.model.transformer import Transformer
 
@@ -38,6 +40,7 @@ class Executor:
             null page.
         on_kernels: whether batches are laid out for the Triton kernels, and so run on them (`kernels/switch.py`).
         group: the other ranks, for rank 0 of several. splits: how reach attention's kernel cuts long contexts.
+        graphs: of the forward, where it was asked for (`engine/graphs.py`).
     """
 
     def __init__(
@@ -47,7 +50,9 @@ class Executor:
         page_size: int,
         group: Group | None = None,
         splits: SplitRule | None = None,
+        record: Record | None = None,
     ) -> None:
+        """`record`: how graphs are recorded, for one rank on the kernels; None = none are."""
         config = model.config
         self.model = model
         self.group = group
@@ -65,6 +70,7 @@ class Executor:
             dtype=model.dtype,
             device=model.device,
         )
+        self.graphs = None if record is None else ForwardGraphs(model, self.kv, page_size, self.splits, record)
 
     def batch(self, segments: list[Segment]) -> ForwardBatch:
         """Lays out the next forward, on the model's device; the next call must be `choose`, or `run` where logits
@@ -74,6 +80,8 @@ class Executor:
         """
         if self.group is not None:
             self.group.tell(Kind.STEP, encode_segments(segments))
+        if self.graphs is not None and (laid_out := self.graphs.batch(segments)) is not None:
+            return laid_out
         config = self.model.config
         heads, kv_heads, dtype = config.num_heads, config.num_kv_heads, self.model.dtype
         if self.on_kernels:
@@ -99,8 +107,7 @@ class Executor:
             if self.group is not None:
                 self.group.tell(Kind.ASK, encode_asked(asked))
             asked = asked.to(self.kv.device)
-            hidden = self.model.forward(batch, self.kv)
-            return head_choice(self.model, hidden, batch.logit_rows[: batch.wanted], asked)
+            return head_choice(self.model, self._forward(batch), batch.logit_rows[: batch.wanted], asked)
 
     def close(self) -> None:
         """Ends the other ranks; nothing can be run after it."""
@@ -109,12 +116,16 @@ class Executor:
 
     def _run(self, batch: ForwardBatch) -> Tensor:
         with torch.inference_mode():
-            hidden = self.model.forward(batch, self.kv)
+            hidden = self._forward(batch)
             if batch.wanted == 0:
                 vocabulary = self.model.config.vocab_size * self.model.parallel.shard.size
                 return hidden.new_empty(0, vocabulary, dtype=torch.float32)
             # Tokens are chosen from logits on the CPU (`keeps_logits`).
             return self.model.logits(hidden, batch.logit_rows)[: batch.wanted].float().cpu()
+
+    def _forward(self, batch: ForwardBatch) -> Tensor:
+        graphs = self.graphs
+        return self.model.forward(batch, self.kv) if graphs is None else graphs.forward(batch)
 
     @contextmanager
     def _naming_failed_ranks(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from engine.checkpoint.memory import check_tensor_parallel
 from engine.checkpoint.weights import checked_weights, load_draft_adapter, open_weights
 from engine.errors import CheckpointError
 from engine.executor import Executor, page_count
+from engine.graphs import CudaRecorder
 from engine.group.leader import Group
 from engine.group.subprocesses import WorkerProcess
 from engine.group.wire import Kind, RankSpec, number
@@ -22,7 +23,7 @@ from engine.model.linear import Linear
 from engine.model.parallel import Shard, TensorParallel, default_backend, file_store
 from engine.model.transformer import Product, Transformer
 from kernels.reach_work import FIXED
-from kernels.switch import use_triton
+from kernels.switch import VARIABLE, use_triton
 
 if TYPE_CHECKING:
     from engine.config import EngineConfig
@@ -39,6 +40,8 @@ def load_executor(path: Path, model: ModelConfig, config: EngineConfig, launcher
     """
     check_tensor_parallel(model, config.tp)
     check_device(config.device)
+    if config.cuda_graphs and not use_triton(torch.empty(0, device=config.device)):
+        raise CheckpointError(f"cuda_graphs is true, and {VARIABLE} keeps the kernels off; allowed: auto, triton")
     wide = config.dtype == "float32" or (config.dtype == "auto" and config.device == "cpu")
     dtype = torch.float32 if wide else torch.bfloat16
     spec = RankSpec(
@@ -55,7 +58,8 @@ def load_executor(path: Path, model: ModelConfig, config: EngineConfig, launcher
     if config.tp == 1:
         part = load_part(spec, 0)
         splits = FIXED if config.batch_invariant else None
-        return Executor(part, _pages(model, config, part), model.block_size, splits=splits)
+        record = CudaRecorder(part.device) if config.cuda_graphs else None
+        return Executor(part, _pages(model, config, part), model.block_size, splits=splits, record=record)
     return _load_group(spec, model, config, launcher or WorkerProcess)
 
 

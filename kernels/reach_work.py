@@ -101,6 +101,10 @@ class WorkSizes:
     pages: int
     partial_rows: int
 
+    def hold(self, needed: WorkSizes) -> bool:
+        """Whether a batch that needs so much fits."""
+        return all(getattr(needed, one.name) <= getattr(self, one.name) for one in fields(self))
+
 
 @dataclass(slots=True)
 class ReachWork:
@@ -125,6 +129,11 @@ class ReachWork:
     partial_rows: int
     page_size: int
     tiles: Tiles
+
+    @property
+    def sizes(self) -> WorkSizes:
+        """Of the arrays, padding included."""
+        return WorkSizes(self.items.shape[0], self.merges.shape[0], self.pages.shape[0], self.partial_rows)
 
     def arrays(self) -> tuple[Tensor, ...]:
         """The tensors, for moving them together."""
@@ -155,7 +164,7 @@ def reach_work(
     page_size: int,
     tiles: Tiles,
     rule: SplitRule,
-    bucket: WorkSizes | None = None,
+    buckets: Seq[WorkSizes] = (),
 ) -> ReachWork:
     """Cuts a batch's segments into items, longest first, on the CPU.
 
@@ -166,10 +175,10 @@ def reach_work(
         pages: each sequence's page numbers in order, covering its segment's end.
         kv_heads: of this rank: so many programs an item.
         tokens: rows of the batch, padding at the end included; padding rows see nothing and their answer is zero.
-        bucket: sizes to pad to; without one they are rounded up, so that there are few different ones.
+        buckets: sizes to pad to, the first that the batch fits; else they are rounded up, so that there are few
+            different ones.
 
-    Raises ValueError if a K/V head has more heads than a tile has rows, splits do not consist of whole tiles, or the
-    batch does not fit the bucket.
+    Raises ValueError if a K/V head has more heads than a tile has rows, or splits do not consist of whole tiles.
     """
     tile_tokens = tiles.rows // heads_per_kv_head
     if tile_tokens == 0:
@@ -208,7 +217,7 @@ def reach_work(
     several = np.flatnonzero(splits > 1)
     counts = tile_rows[several]
     needed = WorkSizes(len(tile) + padding, int(counts.sum()), int(held.sum()), int(partial_rows.sum()))
-    sizes = _fitting(needed, bucket)
+    sizes = next((bucket for bucket in buckets if bucket.hold(needed)), None) or _rounded(needed)
 
     items = np.zeros((sizes.items, ITEM_FIELDS), dtype=np.int32)
     real = items[: len(tile)]
@@ -278,16 +287,9 @@ def _splits(most: np.ndarray, keys: int) -> np.ndarray:
     return splits
 
 
-def _fitting(needed: WorkSizes, bucket: WorkSizes | None) -> WorkSizes:
-    """The bucket if the batch fits it, or sizes rounded up."""
-    if bucket is None:
-        partial_rows = -(-needed.partial_rows // _PARTIAL_STEP) * _PARTIAL_STEP
-        return WorkSizes(rounded_up(needed.items), rounded_up(needed.merges), rounded_up(needed.pages), partial_rows)
-    for field in fields(needed):
-        asked, most = getattr(needed, field.name), getattr(bucket, field.name)
-        if asked > most:
-            raise ValueError(f"batch needs {asked} {field.name}; its bucket has {most}")
-    return bucket
+def _rounded(needed: WorkSizes) -> WorkSizes:
+    partial_rows = -(-needed.partial_rows // _PARTIAL_STEP) * _PARTIAL_STEP
+    return WorkSizes(rounded_up(needed.items), rounded_up(needed.merges), rounded_up(needed.pages), partial_rows)
 
 
 def _counted(counts: np.ndarray) -> np.ndarray:

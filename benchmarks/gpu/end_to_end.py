@@ -7,6 +7,8 @@ How many tokens a forward yields is forced, because random weights predict nothi
 - self-speculation: blocks of 32 on a model that chooses the same token everywhere (`RandomWeights.agreeing`), so that
   AR accepts every draft: 32 in two forwards.
 
+`engine in graphs` is the same loop with `cuda_graphs` (`engine/graphs.py`).
+
 The engine's loop runs without server, thread or client (`engine_loop.py`); the reference answers one request at a time,
 so many at once take it as long as one after the other. Prompts are read within the time of both.
 
@@ -33,12 +35,15 @@ from benchmarks.gpu.forward import RESERVED_BYTES, free_bytes
 from benchmarks.gpu.section import Row, Section
 from benchmarks.gpu.shapes import FAVOURITE, MODELS, TINY, RandomWeights, build
 from engine.core import EngineCore
+from engine.graphs import CudaRecorder, Record
+from engine.model.transformer import Transformer
 from engine.plan import AR, Rung, diffusion, self_speculation
 
 STEPS = 8
 MODES: dict[str, Rung] = {"ar": AR, "diffusion": diffusion(32, STEPS), "self-speculation": self_speculation(32)}
 FORCED = {"ar": 1.0, "diffusion": 32 / (STEPS + 1), "self-speculation": 16.0}
 """Tokens per forward of a request, its prompt not counted."""
+IN_GRAPHS = "engine in graphs"
 CONCURRENT = (1, 32)
 PROMPT_TOKENS = 128
 TOKENS = {"ar": 128, "diffusion": 256, "self-speculation": 256}
@@ -49,7 +54,8 @@ RUNS = 3
 
 
 def run(section: Section) -> None:
-    """Rows `engine, <mode>, <concurrency>`, then `reference, <mode>`: one model at a time is in memory."""
+    """Rows `engine, <mode>, <concurrency>`, the same `in graphs`, then `reference, <mode>`: one model at a time is in
+    memory."""
     name = chosen_model(section)
     if name is None:
         section.leave_out("all", f"{free_bytes(section) / 1e9:.0f} GB free; the 3B needs more")
@@ -57,12 +63,13 @@ def run(section: Section) -> None:
     config = TINY if section.tiny else MODELS[name]
     weights = RandomWeights(config, torch.bfloat16, section.device, agreeing=True)
     tokens = dict.fromkeys(MODES, TINY_TOKENS) if section.tiny else TOKENS
-    core = core_of(build(weights, drafting=True), KV_TOKENS)
-    for concurrency in CONCURRENT:
-        for mode in MODES:
-            make = partial(measured, section, core, name, mode, concurrency, tokens[mode])
-            section.row(f"engine, {mode}, {concurrency}", make)
-    del core
+    model = build(weights, drafting=True)
+    engines(section, "engine", model, name, tokens, None)
+    if section.device.type == "cuda" and section.triton:
+        engines(section, IN_GRAPHS, model, name, tokens, CudaRecorder(section.device))
+    else:
+        section.leave_out(IN_GRAPHS, "needs a GPU and its kernels")
+    del model
     if section.device.type == "cuda":
         torch.cuda.empty_cache()
     # Only here is transformers needed; without it this fails and the rows above stay.
@@ -71,6 +78,22 @@ def run(section: Section) -> None:
     loops = RandomReference(weights)
     for mode in MODES:
         section.row(f"reference, {mode}", partial(reference, section, loops, name, mode, tokens[mode]))
+
+
+def engines(
+    section: Section, title: str, model: Transformer, name: str, tokens: dict[str, int], record: Record | None
+) -> None:
+    """The rows of one engine."""
+    try:
+        core = core_of(model, KV_TOKENS, record)
+    except RuntimeError as error:
+        # What CUDA says where something in a forward cannot be recorded.
+        section.fail(title, error)
+        return
+    for concurrency in CONCURRENT:
+        for mode in MODES:
+            make = partial(measured, section, core, name, mode, concurrency, tokens[mode])
+            section.row(f"{title}, {mode}, {concurrency}", make)
 
 
 def chosen_model(section: Section) -> str | None:

@@ -16,6 +16,7 @@ from engine.core import EngineCore
 from engine.cost_model import ForwardCostModel
 from engine.events import Delta, Report
 from engine.executor import Executor
+from engine.graphs import Record
 from engine.kv_cache import PagePool
 from engine.model.transformer import Transformer
 from engine.output import Output
@@ -51,13 +52,13 @@ class Answers:
     slot_forwards: list[int] = field(default_factory=list)
 
 
-def core_of(model: Transformer, kv_tokens: int) -> EngineCore:
-    """An engine's loop around `model` with K/V for so many tokens."""
+def core_of(model: Transformer, kv_tokens: int, record: Record | None = None) -> EngineCore:
+    """An engine's loop around `model` with K/V for so many tokens; `record`: its forwards run in graphs."""
     page_size = model.config.block_size
     pages = -(-kv_tokens // page_size) + 1
     config = cast(Any, LoopSettings())
     return EngineCore(
-        Executor(model, pages, page_size),
+        Executor(model, pages, page_size, record=record),
         PagePool(pages, page_size, reuse=False),
         ForwardCostModel(),
         config,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from engine.packing import moved
 from engine.plan import Audit
 from kernels.audit import EXACT, KEEP, accept
 
@@ -55,21 +56,22 @@ def kept_by_kernel(looks: Seq[tuple[list[int], Audit, int]], choice: Choice) -> 
         return {}
     if choice.given_ratio is None:
         raise ValueError("an audit by the kernel needs the ratios of the causal pass")
-    device = choice.tokens.device
     lengths = [len(tokens) for tokens, _, _ in looks]
     canvas = np.zeros((len(looks), max(lengths)), dtype=np.int64)
     row_of = np.zeros_like(canvas)  # behind a canvas's end: any
     for place, (tokens, _, row) in enumerate(looks):
         canvas[place, : len(tokens)] = tokens
         row_of[place, : len(tokens)] = np.arange(row, row + len(tokens))
-    rows = torch.from_numpy(row_of).to(device)
-    result = accept(
-        torch.from_numpy(canvas).to(device),
-        choice.tokens[rows],
-        choice.given_ratio[rows],
-        torch.tensor(lengths, device=device),
-        torch.tensor([_floor(audit) for _, audit, _ in looks], dtype=torch.float32, device=device),
+    canvases, rows, length, floor = moved(
+        [
+            torch.from_numpy(canvas),
+            torch.from_numpy(row_of),
+            torch.tensor(lengths),
+            torch.tensor([_floor(audit) for _, audit, _ in looks], dtype=torch.float32),
+        ],
+        choice.tokens.device,
     )
+    result = accept(canvases, choice.tokens[rows], choice.given_ratio[rows], length, floor)
     return {row: kept for (_, _, row), kept in zip(looks, result.kept.tolist(), strict=True)}
 
 

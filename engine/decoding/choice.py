@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.noise import Stage, seed_bits
+from engine.packing import fetched
 from engine.sampling import RandomRows, pick
 from engine.sequence import Sequence
 
@@ -41,7 +42,7 @@ class Choice:
 
     Attributes:
         tokens: int64. confidence: float32, the probability of each token.
-        given_logprob, given_ratio: float32, of the rows' given tokens, log p and log p - log p(best); None where
+        given_logprob, given_ratio: float32, of the rows' given tokens, log p and log p - log p(best); both None where
             logits are at hand to find them from.
     """
 
@@ -52,10 +53,8 @@ class Choice:
 
     def cpu(self) -> Choice:
         """The same in the host's memory."""
-        given = self.given_logprob, self.given_ratio
-        return Choice(
-            self.tokens.cpu(), self.confidence.cpu(), *(None if values is None else values.cpu() for values in given)
-        )
+        given = [values for values in (self.given_logprob, self.given_ratio) if values is not None]
+        return Choice(*fetched([self.tokens, self.confidence, *given]))
 
 
 def choose(logits: Tensor, blocks: list[RowBlock], mask_token_id: int) -> Choice:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.decoding.choice import Choice, RowBlock, banned_tokens, random_rows
+from engine.packing import moved
 from engine.sampling import RandomRows, pick
 from kernels.row_statistics import RowNoise, RowRules
 
@@ -33,11 +34,18 @@ class Asked:
     filtered: RandomRows | None
 
     def to(self, device: torch.device) -> Asked:
-        """The same on a device."""
+        """The same on a device, moved by one copy."""
         rules = self.rules
-        noise = None if rules.noise is None else _moved(rules.noise, device)
-        moved = RowRules(rules.mask_id, rules.banned.to(device), rules.given.to(device), noise)
-        return Asked(moved, None if self.filtered is None else _moved(self.filtered, device))
+        parts = [part for part in (rules.noise, self.filtered) if part is not None]
+        own = [getattr(part, field.name) for part in parts for field in fields(part)]
+        banned, given, *rest = moved([rules.banned, rules.given, *own], device)
+        values = iter(rest)
+
+        def taken(part: Rows | None) -> Rows | None:
+            return None if part is None else type(part)(*(next(values) for _ in fields(part)))
+
+        noise = taken(rules.noise)
+        return Asked(RowRules(rules.mask_id, banned, given, noise), taken(self.filtered))
 
 
 def ask(blocks: list[RowBlock], mask_token_id: int) -> Asked:
@@ -110,7 +118,3 @@ def _a_few_at_a_time(random: RandomRows | None) -> list[RandomRows]:
 
 def _part(random: RandomRows, rows: Tensor | slice) -> RandomRows:
     return RandomRows(**{field.name: getattr(random, field.name)[rows] for field in fields(random)})
-
-
-def _moved(rows: Rows, device: torch.device) -> Rows:
-    return type(rows)(*(getattr(rows, field.name).to(device) for field in fields(rows)))

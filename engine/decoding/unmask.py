@@ -7,6 +7,7 @@ import torch
 
 from engine.decoding.canvas import steps_left
 from engine.decoding.choice import Choice
+from engine.packing import fetched, moved
 from engine.sequence import Canvas, Sequence
 from kernels.unmask import NEVER, unmask
 
@@ -42,7 +43,6 @@ def _fill(draft: Draft, choice: Choice) -> None:
 def _rank_and_commit(drafts: list[Draft], choice: Choice) -> None:
     count = len(drafts)
     width = max(len(canvas.tokens) for _, canvas, _, _ in drafts)
-    device = choice.tokens.device
     canvas_ids = np.zeros((count, width), dtype=np.int64)
     masked = np.zeros((count, width), dtype=bool)
     row_of = np.zeros((count, width), dtype=np.int64)  # of the choice; any where there is no mask
@@ -50,23 +50,22 @@ def _rank_and_commit(drafts: list[Draft], choice: Choice) -> None:
         canvas_ids[place, : len(canvas.tokens)] = canvas.tokens
         masked[place, : len(canvas.masked)] = canvas.masked
         row_of[place, masks] = np.arange(row, row + len(masks))
-    ids, flags = torch.from_numpy(canvas_ids).to(device), torch.from_numpy(masked).to(device)
-    rows = torch.from_numpy(row_of).to(device)
-    thresholds = [sequence.rung.threshold for sequence, _, _, _ in drafts]
-    steps = [steps_left(sequence, canvas) for sequence, canvas, _, _ in drafts]
-    result = unmask(
-        ids,
-        flags,
-        choice.tokens[rows],
-        choice.confidence[rows],
-        length=torch.tensor([len(canvas.tokens) for _, canvas, _, _ in drafts], device=device),
-        steps_left=torch.tensor(steps, device=device),
-        threshold=torch.tensor(
-            [NEVER if value is None else value for value in thresholds], dtype=torch.float32, device=device
-        ),
-        stop_ids=_stop_ids([sequence for sequence, _, _, _ in drafts]).to(device),
+    thresholds = [NEVER if sequence.rung.threshold is None else sequence.rung.threshold for sequence, _, _, _ in drafts]
+    ids, flags, rows, length, steps, threshold, stop_ids = moved(
+        [
+            torch.from_numpy(canvas_ids),
+            torch.from_numpy(masked),
+            torch.from_numpy(row_of),
+            torch.tensor([len(canvas.tokens) for _, canvas, _, _ in drafts]),
+            torch.tensor([steps_left(sequence, canvas) for sequence, canvas, _, _ in drafts]),
+            torch.tensor(thresholds, dtype=torch.float32),
+            _stop_ids([sequence for sequence, _, _, _ in drafts]),
+        ],
+        choice.tokens.device,
     )
-    left, first_stop = result.masks_left.tolist(), result.first_stop.tolist()
+    result = unmask(ids, flags, choice.tokens[rows], choice.confidence[rows], length, steps, threshold, stop_ids)
+    ids, flags, *known = fetched([ids, flags, result.masks_left, result.first_stop])
+    left, first_stop = (values.tolist() for values in known)
     for place, (tokens, hidden) in enumerate(zip(ids.tolist(), flags.tolist(), strict=True)):
         canvas = drafts[place][1]
         size = len(canvas.tokens)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.decoding.head import Asked
-from engine.device_batch import pack, unpack
+from engine.packing import pack, unpack
 from engine.sampling import RandomRows
 from kernels.row_statistics import RowNoise, RowRules
 

@@ -140,7 +140,7 @@ class Transformer:
                 attended = reach_attention_triton(query, cache, batch.work, heads, scale)
             else:
                 attended = reach_attention(query, cache, batch.groups, scale)
-            change = self.parallel.all_reduce(self._output(index, layer, attended, batch.draft_rows, batch.draft_count))
+            change = self.parallel.all_reduce(self._output(index, layer, attended, batch))
             x, normed = add_and_norm(x, change, layer.post_norm, eps)
             change = self.parallel.all_reduce(layer.down(swiglu(layer.gate_up(normed))))
         return x if change is None else x + change
@@ -183,23 +183,25 @@ class Transformer:
         found = F.embedding(local.masked_fill(~mine, 0), self.embedding)
         return self.parallel.all_reduce(found.masked_fill_(~mine[:, None], 0))
 
-    def _output(
-        self, index: int, layer: Layer, attended: Tensor, draft_rows: Tensor | None, draft_count: int
-    ) -> Tensor:
+    def _output(self, index: int, layer: Layer, attended: Tensor, batch: ForwardBatch) -> Tensor:
         """o_proj, with the low-rank draft weights added on draft rows only (contract 2.2): this rank's part of the sum.
 
         A is cut like o_proj's inputs and B is whole, so the update needs no sum of its own.
         """
         out = layer.output(attended)
-        if draft_rows is None or self.adapter is None:
+        if batch.draft_count == 0 or self.adapter is None:
             return out
         down, up = self.adapter.layers[index]
-        # The rows are padded like every product, so that their bits do not depend on how many drafts there are.
-        drafted = attended.index_select(0, draft_rows).to(down.dtype)
         times = fixed_product if self.fixed else F.linear
-        delta = times(times(drafted, down), up)
+        # Where the batch has a mask, shapes must not depend on how many rows are drafts. Elsewhere the rows are padded
+        # like every product, so that their bits do not depend on it.
+        rows = batch.draft_rows
+        drafted = attended if rows is None else attended.index_select(0, rows)
+        delta = times(times(drafted.to(down.dtype), down), up)
         delta = (delta * self.adapter.scale).to(out.dtype)
-        return out.index_add_(0, draft_rows[:draft_count], delta[:draft_count])
+        if rows is None:
+            return out.addcmul_(delta, batch.draft_mask)
+        return out.index_add_(0, rows[: batch.draft_count], delta[: batch.draft_count])
 
 
 def _layer(weights: Weights, prefix: str, product: type[Product]) -> Layer:

@@ -11,6 +11,7 @@ from engine.batch import Segment
 from engine.checkpoint.config import ModelConfig
 from engine.checkpoint.weights import DraftAdapter
 from engine.executor import Executor
+from engine.graphs import Record
 from engine.model.transformer import Transformer
 from kernels.reach_work import SplitRule
 from kernels.switch import VARIABLE
@@ -21,7 +22,7 @@ ORIGINAL = 48
 """Positions from here on have a query scale above 1."""
 
 
-def executor(dtype: torch.dtype) -> Executor:
+def executor(dtype: torch.dtype, record: Record | None = None) -> Executor:
     raw = raw_config(original_max=ORIGINAL, num_hidden_layers=LAYERS)
     tensors = {name: tensor.to(dtype) for name, tensor in random_tensors(raw, seed=5).items()}
     draw = torch.Generator().manual_seed(8)
@@ -29,7 +30,7 @@ def executor(dtype: torch.dtype) -> Executor:
         (0.1 * torch.randn(4, 128, generator=draw), 0.1 * torch.randn(96, 4, generator=draw)) for _ in range(LAYERS)
     ]
     model = Transformer(ModelConfig.from_dict(raw), tensors, DraftAdapter(tuple(low_rank), 4.0))
-    return Executor(model, 40, PAGE, splits=SplitRule(keys=64))
+    return Executor(model, 40, PAGE, splits=SplitRule(keys=64), record=record)
 
 
 def segment(draw: torch.Generator, start: int, rows: int, causal: bool, drafted: bool, pages: list[int]) -> Segment:

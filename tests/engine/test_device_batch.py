@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.batch import Segment, build_batch
-from engine.device_batch import build_device_batch, from_buffer, pack, tensors_of
+from engine.batch import ForwardBatch, Segment, build_batch
+from engine.device_batch import build_device_batch, from_buffer, tensors_of
+from engine.packing import pack
 from kernels.reach_work import SplitRule, WorkSizes
 from tests.engine.test_batch import PAGE, segments
 from tests.kernels.isolated import interpreted
@@ -44,9 +45,11 @@ def test_every_segment_is_laid_out_as_it_was_asked_for(asked: list[Segment], hea
     assert (batch.slots[row:] < PAGE).all()
     assert not batch.work.reach[row:].any()
     assert batch.logit_rows[: batch.wanted].tolist() == wanted
-    assert (batch.draft_rows is not None) is bool(drafts)
-    if batch.draft_rows is not None:
-        assert batch.draft_rows[: batch.draft_count].tolist() == drafts
+    assert batch.draft_rows is None
+    assert batch.draft_mask is not None
+    assert batch.draft_mask.dtype is torch.bfloat16
+    assert batch.draft_mask[:, 0].nonzero()[:, 0].tolist() == drafts
+    assert batch.draft_mask.sum() == len(drafts)
     on_cpu = build_batch(asked, PAGE, heads_per_kv_head, 1, torch.float32)
     for count in ("wanted", "draft_count", "last_position", "query_tokens", "context_tokens"):
         assert getattr(batch, count) == getattr(on_cpu, count)
@@ -72,15 +75,22 @@ def test_one_buffer_holds_the_whole_batch(asked: list[Segment], for_kernels: boo
 
 
 def test_batches_of_a_bucket_have_the_same_shapes() -> None:
-    bucket = WorkSizes(items=32, merges=32, pages=32, partial_rows=128)
-    small = [Segment([1], 5, True, False, [0], [3])]
-    large = [Segment([1] * 9, 100, False, False, [0], list(range(1, 15))), Segment([2] * 7, 0, True, False, [], [20])]
-    shapes = [
-        [tensor.shape for tensor in tensors_of(build_device_batch(asked, PAGE, 4, 1, torch.bfloat16, RULE, 24, bucket))]
-        for asked in (small, large)
+    buckets = [
+        WorkSizes(items=2, merges=0, pages=32, partial_rows=0),
+        WorkSizes(items=32, merges=32, pages=32, partial_rows=128),
     ]
+    small = [Segment([1], 100, True, False, [0], [3] * 13)]
+    large = [Segment([1] * 9, 100, False, True, [0], list(range(1, 15))), Segment([2] * 7, 0, True, False, [], [20])]
+
+    def laid_out(asked: list[Segment], tokens: int, sizes: list[WorkSizes]) -> ForwardBatch:
+        return build_device_batch(asked, PAGE, 4, 1, torch.bfloat16, RULE, tokens, sizes)
+
+    batches = [laid_out(asked, 24, buckets) for asked in (small, large)]
+    shapes = [[tensor.shape for tensor in tensors_of(batch)] for batch in batches]
     assert shapes[0] == shapes[1]
+    assert all(batch.work is not None and batch.work.sizes == buckets[1] for batch in batches)
     with pytest.raises(ValueError, match="batch has 16 tokens; its bucket has 8"):
-        build_device_batch(large, PAGE, 4, 1, torch.bfloat16, RULE, 8, bucket)
-    with pytest.raises(ValueError, match="batch needs 15 pages; its bucket has 8"):
-        build_device_batch(large, PAGE, 4, 1, torch.bfloat16, RULE, 24, WorkSizes(32, 32, 8, 128))
+        laid_out(large, 8, buckets)
+    without = laid_out(large, 24, buckets[:1])
+    assert without.work is not None
+    assert without.work.sizes not in buckets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +50,7 @@ class Case:
     def tokens(self) -> int:
         return self.query.shape[0]
 
-    def work(self, tiles: Tiles, rule: SplitRule, bucket: WorkSizes | None = None) -> ReachWork:
+    def work(self, tiles: Tiles, rule: SplitRule, buckets: Sequence[WorkSizes] = ()) -> ReachWork:
         return reach_work(
             np.array([part.start for part in self.parts]),
             np.array([part.rows for part in self.parts]),
@@ -61,7 +62,7 @@ class Case:
             self.page_size,
             tiles,
             rule,
-            bucket,
+            buckets,
         )
 
 

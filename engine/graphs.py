@@ -1,0 +1,172 @@
+"""The model's forward as CUDA graphs: recorded once for every bucket of shapes, then replayed by one launch.
+
+A forward launches several kernels a layer; one by one that takes the host milliseconds, as long as a forward of a few
+canvases takes the device. One of more than `TOKENS` keeps the device busy for longer than that: the host is ahead of it
+anyway, and such forwards are launched kernel by kernel.
+
+A batch is padded to the next number of tokens, and its work list to sizes that depend on that number alone. Its bytes
+are copied into the graph's own buffer, so that the graph finds every batch at the same addresses. Tokens are chosen
+from the result outside the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.batch import Segment
+from engine.device_batch import build_device_batch, from_buffer, tensors_of
+from engine.packing import pack
+from kernels.reach_work import PLACES, WorkSizes
+
+if TYPE_CHECKING:
+    from engine.batch import ForwardBatch
+    from engine.model.transformer import Transformer
+    from kernels.reach_work import SplitRule
+
+Call = Callable[[], Tensor]
+Record = Callable[[Call], Call]
+"""Turns a call on tensors at fixed addresses into one that does the same to whatever lies there by then."""
+
+TOKENS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""Of the buckets: as many as a forward may have that takes about as long as reading the weights, so that padding costs
+little."""
+MOST_PAGES = 8192
+"""Pages of all sequences in a batch: 32 KiB of its copy."""
+SPLIT_ROWS = 2048
+"""Rows of partial results where contexts are split: as many splits as there are places for them need about a half."""
+
+
+class Bucket(NamedTuple):
+    """What a graph is recorded for.
+
+    Attributes:
+        tokens: rows of the batch. split: whether contexts may be split, so that a second launch merges the parts.
+        drafted: whether the draft adapter runs.
+    """
+
+    tokens: int
+    split: bool
+    drafted: bool
+
+    @property
+    def sizes(self) -> WorkSizes:
+        """Of the work list: every row may be an item of its own, and splits are as many as programs find places."""
+        merges, more, partial_rows = (self.tokens, PLACES, SPLIT_ROWS) if self.split else (0, 0, 0)
+        return WorkSizes(self.tokens + more, merges, MOST_PAGES, partial_rows)
+
+
+class _Graph(NamedTuple):
+    buffer: Tensor  # uint8, the bytes of its batch's tensors
+    replay: Call
+
+
+class ForwardGraphs:
+    """The graphs of one model and its K/V, all recorded when it is made; for one rank alone.
+
+    Attributes:
+        replays: forwards that were replayed so far.
+    """
+
+    def __init__(self, model: Transformer, kv: Tensor, page_size: int, splits: SplitRule, record: Record) -> None:
+        self.model = model
+        self.kv = kv
+        self.page_size = page_size
+        self.splits = splits
+        self.replays = 0
+        drafts = (False,) if model.adapter is None else (False, True)
+        # The largest first, whose memory the others use again.
+        self._graphs = {
+            bucket: self._recorded(bucket, record)
+            for tokens in reversed(TOKENS)
+            for bucket in (Bucket(tokens, split, drafted) for split in (True, False) for drafted in drafts)
+        }
+
+    def batch(self, segments: Sequence[Segment]) -> ForwardBatch | None:
+        """Lays the segments out in the buffer of a graph; the next forward must be theirs. None where none fits them.
+
+        The host does not wait for the device.
+        """
+        count = sum(len(segment.tokens) for segment in segments)
+        tokens = next((tokens for tokens in TOKENS if tokens >= count), None)
+        if tokens is None:
+            return None
+        batch = self._laid_out(segments, tokens, (False, True))
+        bucket = self._bucket(batch)
+        if batch.work is None or batch.work.sizes != bucket.sizes:
+            return None
+        buffer = self._graphs[bucket].buffer
+        with torch.inference_mode():
+            buffer.copy_(pack(tensors_of(batch), pinned=buffer.is_cuda), non_blocking=True)
+        return from_buffer(batch, buffer)
+
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """As `Transformer.forward`; of a batch that was laid out here, by its graph.
+
+        What a graph returned is overwritten when it is replayed the next time.
+        """
+        graph = self._graphs.get(self._bucket(batch))
+        if graph is None or graph.buffer.data_ptr() != batch.token_ids.data_ptr():
+            return self.model.forward(batch, self.kv)
+        self.replays += 1
+        return graph.replay()
+
+    def _bucket(self, batch: ForwardBatch) -> Bucket:
+        """The one that a batch with its sizes is in."""
+        split = batch.work is not None and len(batch.work.merges) > 0
+        return Bucket(len(batch.token_ids), split, batch.draft_count > 0 and self.model.adapter is not None)
+
+    def _recorded(self, bucket: Bucket, record: Record) -> _Graph:
+        # A token in the null page, which nobody reads.
+        nobody = Segment([0], 0, True, bucket.drafted, [], [0])
+        batch = self._laid_out([nobody], bucket.tokens, (bucket.split,))
+        model, kv = self.model, self.kv
+        with torch.inference_mode():
+            buffer = pack(tensors_of(batch)).to(kv.device)
+            in_place = from_buffer(batch, buffer)
+            return _Graph(buffer, record(lambda: model.forward(in_place, kv)))
+
+    def _laid_out(self, segments: Sequence[Segment], tokens: int, splits: Sequence[bool]) -> ForwardBatch:
+        config = self.model.config
+        return build_device_batch(
+            segments,
+            self.page_size,
+            config.num_heads,
+            config.num_kv_heads,
+            self.model.dtype,
+            self.splits,
+            tokens,
+            [Bucket(tokens, split, False).sizes for split in splits],
+        )
+
+
+class CudaRecorder:
+    """Records calls as CUDA graphs that share their memory: only the results stay, and one graph runs at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, call: Call) -> Call:
+        """The call as a graph, after two runs on a side stream that compile its kernels and allocate.
+
+        Raises what the recording raises, most often because something in the call waits for the device.
+        """
+        current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            call()
+            call()
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = call()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay

@@ -1,0 +1,77 @@
+"""Many small tensors as one buffer of bytes, so that they travel to a device, or back, in one copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 16
+"""Bytes at which every tensor of a buffer begins: what a 128-bit load needs."""
+
+
+def pack(tensors: Seq[Tensor], pinned: bool = False) -> Tensor:
+    """The bytes of CPU tensors one after the other, uint8, each from a multiple of 16 on."""
+    buffer = torch.empty(packed_size(tensors), dtype=torch.uint8, pin_memory=pinned)
+    at = 0
+    for tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        buffer[at : at + size] = tensor.contiguous().view(-1).view(torch.uint8)
+        at = _aligned(at + size)
+    return buffer
+
+
+def unpack(buffer: Tensor, like: Seq[Tensor]) -> list[Tensor]:
+    """Views into a buffer of `pack`, with the types and shapes of the tensors that were packed."""
+    found: list[Tensor] = []
+    at = 0
+    for tensor in like:
+        size = tensor.numel() * tensor.element_size()
+        found.append(buffer[at : at + size].view(tensor.dtype).view(tensor.shape))
+        at = _aligned(at + size)
+    return found
+
+
+def moved(tensors: Seq[Tensor], device: torch.device) -> list[Tensor]:
+    """CPU tensors on `device`, by one copy that the host does not wait for."""
+    if device.type == "cpu":
+        return list(tensors)
+    return unpack(pack(tensors, pinned=True).to(device, non_blocking=True), tensors)
+
+
+def fetched(tensors: Seq[Tensor]) -> list[Tensor]:
+    """Tensors of one device in the host's memory, by one copy that the host waits for."""
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return list(tensors)
+    return parted(joined(tensors).cpu(), tensors)
+
+
+def joined(tensors: Seq[Tensor]) -> Tensor:
+    """The bytes of tensors on their device, uint8, those of the widest type first: each begins where its type may."""
+    return torch.cat([tensors[place].contiguous().view(-1).view(torch.uint8) for place in _by_width(tensors)])
+
+
+def parted(buffer: Tensor, like: Seq[Tensor]) -> list[Tensor]:
+    """Views into a buffer of `joined`, with the types and shapes of the tensors that were joined."""
+    found: dict[int, Tensor] = {}
+    at = 0
+    for place in _by_width(like):
+        tensor = like[place]
+        size = tensor.numel() * tensor.element_size()
+        found[place] = buffer[at : at + size].view(tensor.dtype).view(tensor.shape)
+        at += size
+    return [found[place] for place in range(len(like))]
+
+
+def _by_width(tensors: Seq[Tensor]) -> list[int]:
+    return sorted(range(len(tensors)), key=lambda place: -tensors[place].element_size())
+
+
+def packed_size(tensors: Seq[Tensor]) -> int:
+    """Bytes of a buffer for them."""
+    return sum(_aligned(tensor.numel() * tensor.element_size()) for tensor in tensors)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
