@@ -155,7 +155,7 @@ class CudaRecorder:
 
         Raises what the recording raises, most often because something in the call waits for the device.
         """
-        current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         side.wait_stream(current)
         with torch.cuda.stream(side):
             call()

@@ -193,15 +193,15 @@ class Transformer:
             return out
         down, up = self.adapter.layers[index]
         times = fixed_product if self.fixed else F.linear
-        # Where the batch has a mask, shapes must not depend on how many rows are drafts. Elsewhere the rows are padded
-        # like every product, so that their bits do not depend on it.
-        rows = batch.draft_rows
+        # With a mask the shapes do not depend on how many rows are drafts, as a graph needs it. Elsewhere the rows are
+        # padded like every product, so that their bits do not depend on it.
+        mask, rows = batch.draft_mask, batch.draft_rows
         drafted = attended if rows is None else attended.index_select(0, rows)
         delta = times(times(drafted.to(down.dtype), down), up)
         delta = (delta * self.adapter.scale).to(out.dtype)
-        if rows is None:
-            return out.addcmul_(delta, batch.draft_mask)
-        return out.index_add_(0, rows[: batch.draft_count], delta[: batch.draft_count])
+        if mask is not None:
+            return out.addcmul_(delta, mask)
+        return out if rows is None else out.index_add_(0, rows[: batch.draft_count], delta[: batch.draft_count])
 
 
 def _layer(weights: Weights, prefix: str, product: type[Product]) -> Layer:
