@@ -54,8 +54,8 @@ RUNS = 3
 
 
 def run(section: Section) -> None:
-    """Rows `engine, <mode>, <concurrency>`, the same `in graphs`, then `reference, <mode>`: one model at a time is in
-    memory."""
+    """Rows `engine, <mode>, <concurrency>`, on a GPU the same `in graphs`, then `reference, <mode>`: one model at a
+    time is in memory."""
     name = chosen_model(section)
     if name is None:
         section.leave_out("all", f"{free_bytes(section) / 1e9:.0f} GB free; the 3B needs more")
@@ -65,12 +65,11 @@ def run(section: Section) -> None:
     tokens = dict.fromkeys(MODES, TINY_TOKENS) if section.tiny else TOKENS
     model = build(weights, drafting=True)
     engines(section, "engine", model, name, tokens, None)
-    if section.device.type == "cuda" and section.triton:
+    on_gpu = section.device.type == "cuda"
+    if on_gpu and section.triton:
         engines(section, IN_GRAPHS, model, name, tokens, CudaRecorder(section.device))
-    else:
-        section.leave_out(IN_GRAPHS, "needs a GPU and its kernels")
     del model
-    if section.device.type == "cuda":
+    if on_gpu:
         torch.cuda.empty_cache()
     # Only here is transformers needed; without it this fails and the rows above stay.
     from benchmarks.gpu.reference import RandomReference
