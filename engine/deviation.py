@@ -15,7 +15,7 @@ Kind = tuple[int, int]
 MIXED = 0
 """Instead of a length: canvases of several lengths, or prompts."""
 
-PRIOR_WEIGHT = 3
+PRIOR_WEIGHT = 20
 """Forwards that the fit itself counts for."""
 LONGEST_MEMORY = 300
 """Forwards that the past counts for at most."""

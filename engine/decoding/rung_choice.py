@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Policy = tuple[object, ...]
 AS_GOOD = 0.025
 """Loss of throughput below which a rung that needs fewer forwards is preferred: its answers are done sooner."""
-WORTH_A_CHANGE = 0.04
+WORTH_A_CHANGE = 0.06
 """Gain in throughput below which the rung stays what it was: estimates waver, and canvases of one length share more."""
 OVERRUN_TOKENS = 32
 """What a sequence is taken to have ahead of it once it is longer than was expected: what has not ended is no nearer to
