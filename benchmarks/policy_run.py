@@ -194,13 +194,6 @@ class Closed:
     def requests_per_s(self) -> float:
         return len(self.ended) / self.seconds
 
-    def latency_ms(self, share: float) -> float:
-        """A quantile of latency. Raises ValueError where nothing ended in the window."""
-        latencies = sorted(outcome.latency_ms for outcome in self.ended if outcome.latency_ms is not None)
-        if not latencies:
-            raise ValueError("no request ended in the window; a longer one is needed")
-        return latencies[min(int(share * len(latencies)), len(latencies) - 1)]
-
 
 async def closed_loop(
     engine: Engine,

@@ -16,7 +16,7 @@ MIXED = 0
 """Instead of a length: canvases of several lengths, or prompts."""
 
 PRIOR_WEIGHT = 20
-"""Forwards that the fit itself counts for."""
+"""Forwards that the fit itself counts for: a few cold ones say little."""
 LONGEST_MEMORY = 300
 """Forwards that the past counts for at most."""
 NEWEST = 0.02

@@ -12,7 +12,7 @@ from the result outside the graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,10 +23,13 @@ from engine.packing import pack
 from kernels.reach_work import PLACES, WorkSizes
 
 if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE
+
     from engine.batch import ForwardBatch
     from engine.model.transformer import Transformer
     from kernels.reach_work import SplitRule
 
+Result = TypeVar("Result")
 Call = Callable[[], Tensor]
 Record = Callable[[Call], Call]
 """Turns a call on tensors at fixed addresses into one that does the same to whatever lies there by then."""
@@ -146,27 +149,31 @@ class ForwardGraphs:
 class CudaRecorder:
     """Records calls as CUDA graphs that share their memory: only the results stay, and one graph runs at a time."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, call: Call) -> Call:
-        """The call as a graph, after two runs on a side stream that compile its kernels and allocate.
-
-        Raises what the recording raises, most often because something in the call waits for the device.
-        """
-        current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            call()
-            call()
-        current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            result = call()
+        """The call as a graph. Raises what `recorded` raises."""
+        graph, result = recorded(call, self._pool)
 
         def replay() -> Tensor:
             graph.replay()
             return result
 
         return replay
+
+
+def recorded(call: Callable[[], Result], pool: _POOL_HANDLE | None = None) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """A CUDA graph of the call, and the tensors that every replay writes its result to.
+
+    The call runs twice before, which compiles its kernels and sets up libraries. `pool`: memory that it shares.
+
+    Raises what the recording raises, most often because something in the call waits for the device.
+    """
+    call()
+    call()
+    graph = torch.cuda.CUDAGraph()
+    # Waits for the device first.
+    with torch.cuda.graph(graph, pool=pool):
+        result = call()
+    return graph, result

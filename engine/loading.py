@@ -58,7 +58,7 @@ def load_executor(path: Path, model: ModelConfig, config: EngineConfig, launcher
     if config.tp == 1:
         part = load_part(spec, 0)
         splits = FIXED if config.batch_invariant else None
-        record = CudaRecorder(part.device) if config.cuda_graphs else None
+        record = CudaRecorder() if config.cuda_graphs else None
         return Executor(part, _pages(model, config, part), model.block_size, splits=splits, record=record)
     return _load_group(spec, model, config, launcher or WorkerProcess)
 

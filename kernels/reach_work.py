@@ -101,7 +101,7 @@ class WorkSizes:
     pages: int
     partial_rows: int
 
-    def hold(self, needed: WorkSizes) -> bool:
+    def has_room_for(self, needed: WorkSizes) -> bool:
         """Whether a batch that needs so much fits."""
         return all(getattr(needed, one.name) <= getattr(self, one.name) for one in fields(self))
 
@@ -217,7 +217,7 @@ def reach_work(
     several = np.flatnonzero(splits > 1)
     counts = tile_rows[several]
     needed = WorkSizes(len(tile) + padding, int(counts.sum()), int(held.sum()), int(partial_rows.sum()))
-    sizes = next((bucket for bucket in buckets if bucket.hold(needed)), None) or _rounded(needed)
+    sizes = next((bucket for bucket in buckets if bucket.has_room_for(needed)), None) or _rounded(needed)
 
     items = np.zeros((sizes.items, ITEM_FIELDS), dtype=np.int32)
     real = items[: len(tile)]

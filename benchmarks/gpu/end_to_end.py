@@ -67,7 +67,7 @@ def run(section: Section) -> None:
     engines(section, "engine", model, name, tokens, None)
     on_gpu = section.device.type == "cuda"
     if on_gpu and section.triton:
-        engines(section, IN_GRAPHS, model, name, tokens, CudaRecorder(section.device))
+        engines(section, IN_GRAPHS, model, name, tokens, CudaRecorder())
     del model
     if on_gpu:
         torch.cuda.empty_cache()

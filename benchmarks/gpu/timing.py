@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from engine.graphs import recorded
+
 Call = Callable[[], Any]
 
 REPEATS = 20
@@ -86,21 +88,8 @@ class Clock:
         return self.graph_ms(lambda: _in_turn(calls))
 
     def capture(self, call: Call) -> torch.cuda.CUDAGraph:
-        """The call as a CUDA graph, after two runs on a side stream that compile and allocate.
-
-        Raises what the capture raises, most often because something in the call waits for the device.
-        """
-        side = torch.cuda.Stream(self.device)
-        side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):
-            call()
-            call()
-        torch.cuda.current_stream(self.device).wait_stream(side)
-        self.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
-        return graph
+        """The call as a CUDA graph. Raises what `engine.graphs.recorded` raises."""
+        return recorded(call)[0]
 
     def extra_bytes(self, call: Call) -> int | None:
         """The most bytes that a call allocates beyond what was there before it; None where it is not counted (CPU)."""

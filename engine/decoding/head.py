@@ -6,8 +6,9 @@ theirs: they take `engine/sampling.py`, a few rows at a time, which waits for th
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,8 +20,6 @@ from kernels.row_statistics import RowNoise, RowRules
 
 if TYPE_CHECKING:
     from engine.model.transformer import Transformer
-
-Rows = TypeVar("Rows", RandomRows, RowNoise)
 
 LOGIT_ROWS = 64
 """Rows whose logits are held at a time: 32 MiB in float32 for a vocabulary of 131,072."""
@@ -35,17 +34,21 @@ class Asked:
 
     def to(self, device: torch.device) -> Asked:
         """The same on a device, moved by one copy."""
-        rules = self.rules
-        parts = [part for part in (rules.noise, self.filtered) if part is not None]
+        return self.with_tensors(moved(self.tensors(), device))
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, in one order."""
+        parts = [part for part in (self.rules.noise, self.filtered) if part is not None]
         own = [getattr(part, field.name) for part in parts for field in fields(part)]
-        banned, given, *rest = moved([rules.banned, rules.given, *own], device)
-        values = iter(rest)
+        return [self.rules.banned, self.rules.given, *own]
 
-        def taken(part: Rows | None) -> Rows | None:
-            return None if part is None else type(part)(*(next(values) for _ in fields(part)))
-
-        noise = taken(rules.noise)
-        return Asked(RowRules(rules.mask_id, banned, given, noise), taken(self.filtered))
+    def with_tensors(self, tensors: Seq[Tensor]) -> Asked:
+        """The same with other tensors, in the order of `tensors`."""
+        rest = iter(tensors)
+        rules = RowRules(self.rules.mask_id, next(rest), next(rest))
+        if self.rules.noise is not None:
+            rules.noise = RowNoise(*(next(rest) for _ in fields(RowNoise)))
+        return Asked(rules, None if self.filtered is None else RandomRows(*rest))
 
 
 def ask(blocks: list[RowBlock], mask_token_id: int) -> Asked:

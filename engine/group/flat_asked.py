@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import torch
-from torch import Tensor
 
 from engine.decoding.head import Asked
 from engine.packing import pack, unpack
@@ -22,7 +19,7 @@ def encode_asked(asked: Asked) -> memoryview:
     rows, banned = rules.banned.shape
     filtered_rows = -1 if filtered is None else len(filtered.rows)
     header = torch.tensor([rules.mask_id, rows, banned, rules.noise is not None, filtered_rows])
-    return pack([header, *_tensors(asked)]).numpy().data
+    return pack([header, *asked.tensors()]).numpy().data
 
 
 def decode_asked(payload: bytearray) -> Asked:
@@ -31,18 +28,7 @@ def decode_asked(payload: bytearray) -> Asked:
     header = torch.empty(HEADER, dtype=torch.int64)
     mask_id, rows, banned, noisy, filtered = unpack(buffer, [header])[0].tolist()
     like = _empty(mask_id, rows, banned, bool(noisy), filtered)
-    _, *tensors = unpack(buffer, [header, *_tensors(like)])
-    rest = iter(tensors)
-    rules = RowRules(mask_id, next(rest), next(rest))
-    if noisy:
-        rules.noise = RowNoise(*(next(rest) for _ in fields(RowNoise)))
-    return Asked(rules, RandomRows(*rest) if filtered >= 0 else None)
-
-
-def _tensors(asked: Asked) -> list[Tensor]:
-    """All tensors, in one order."""
-    parts = [part for part in (asked.rules.noise, asked.filtered) if part is not None]
-    return [asked.rules.banned, asked.rules.given, *(getattr(part, one.name) for part in parts for one in fields(part))]
+    return like.with_tensors(unpack(buffer, [header, *like.tensors()])[1:])
 
 
 def _empty(mask_id: int, rows: int, banned: int, noisy: bool, filtered: int) -> Asked:

@@ -27,8 +27,8 @@ def test_buckets_waste_at_most_half_of_themselves() -> None:
 def test_without_splits_there_is_room_for_a_row_each_and_nothing_to_merge(tokens: int) -> None:
     sizes = Bucket(tokens, False, False).sizes
     assert (sizes.items, sizes.merges, sizes.partial_rows) == (tokens, 0, 0)
-    assert Bucket(tokens, True, True).sizes.hold(sizes)
-    assert not sizes.hold(Bucket(tokens, True, True).sizes)
+    assert Bucket(tokens, True, True).sizes.has_room_for(sizes)
+    assert not sizes.has_room_for(Bucket(tokens, True, True).sizes)
 
 
 @pytest.mark.parametrize("fields", [{"device": "cpu"}, {"device": "cuda", "tp": 2}])
