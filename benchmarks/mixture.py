@@ -1,18 +1,19 @@
 """The mixture of modes against every single mode, closed loop, at 1 to 64 requests at a time.
 
-`python -m benchmarks.mixture [--concurrency 1 2 4 8 16 32 64] [--repeats 5] [--minutes 12]`
+`python -m benchmarks.mixture [--concurrency 1 2 4 8 16 32 64] [--repeats 3] [--more 12] [--minutes 20]`
 
 `auto` is Stepdial's own policy for requests without an SLO: the router's plan, then rungs equal to AR that the engine
 chooses among at borders. Beside it run, pinned by the requests' own fields and through the same router, AR,
 self-speculation at 4, 8, 16 and 32, and the diffusion rungs of the checkpoint's ladder, which are faster because they
 give up quality: they are shown, and not part of the bars unless they are equal to AR. Repeats alternate, each from
-another place in the prompts on, the same for all. `--minutes` is the whole run's time and decides how long each window
-is, unless `--seconds` says so. Tokens per second are the median of the windows, latencies those of all their answers
-together: a window has few.
+another place in the prompts on, the same for all. After `--repeats` windows of every mode, those that may yet be the
+best (`CLOSE`) and `auto` go on for `--more`: a window wanders with the machine's speed by more than the bars are wide.
+`--minutes` is the whole run's time and decides how long each window is, unless `--seconds` says so. Tokens per second
+are the median of the windows, latencies those of all their answers together: a window has few.
 
-Bars: at every concurrency `auto` has at least 95% of the tokens per second of the best single mode, with a p95 latency
-of at most 1.05 times that of the mode that reaches it, over the prompts that both answered; and somewhere it is above
-the best.
+Bars: at every concurrency `auto` has at least 95% of the tokens per second of the best single mode (the median over
+pairs of windows of one repeat, which are close in time), with a p95 latency of at most 1.05 times that of the mode that
+reaches it, over the prompts that both answered; and somewhere it is above the best.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ AUTO = "auto"
 DRAFTS = (4, 8, 16, 32)
 PROMPTS = 256
 LEAST_SHARE, MOST_P95 = 0.95, 1.05
+CLOSE = 0.9
+"""Share of the best single mode's tokens per second from which on a mode may be the best after all."""
+CONTENDERS = 3.5
+"""How many modes are taken to go on, `auto` among them, when windows are sized."""
 RAMP = 0.6
 """Seconds before a window opens, per second of the window."""
 LEAST_SECONDS = 0.5
@@ -79,6 +84,10 @@ class Measured:
                 name = rung_name(entry.rung)
                 self.used[name] = self.used.get(name, 0) + 1
 
+    def speed_over(self, other: Measured) -> list[float]:
+        """Tokens per second over another's, window by window, of those that both have."""
+        return [mine / theirs for mine, theirs in zip(self.tokens_per_s, other.tokens_per_s, strict=False)]
+
     def p95_over(self, other: Measured) -> float:
         """The p95 latency over another's, on what both have answered."""
         both = sorted(self.latency_ms.keys() & other.latency_ms.keys())
@@ -91,7 +100,8 @@ def quantile(values: Iterable[float], share: float) -> float:
     return float(np.quantile(list(values), share))
 
 
-Results = dict[int, dict[str, Measured]]
+Row = dict[str, Measured]
+Results = dict[int, Row]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -114,32 +124,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name = rung_name(rung)
         policies[name] = Pinned(name, rung, auto)
         lossy[name] = not rung.exact and rung.policy() not in equal
-    windows = len(policies) * options.repeats * sum(window_weight(n) for n in options.concurrency)
+    windows = len(policies) * options.repeats + CONTENDERS * options.more
+    windows *= sum(window_weight(n) for n in options.concurrency)
     seconds = options.seconds or max(LEAST_SECONDS, (options.minutes * 60 - 20) / (windows * (1 + RAMP)))
     print(f"windows of {seconds:.1f} s at 1 request at a time; tokens/s: median (least to most), then p95", flush=True)
-    results: Results = {n: {name: Measured(lossy[name]) for name in policies} for n in options.concurrency}
+    results: Results = {}
     try:
         # What Stepdial remembers of lengths and latencies, before the first window.
         in_loop(closed_loop(engine, auto, requests, 4, 0.0, seconds, least_ended=options.least_ended))
         for concurrency in options.concurrency:
-            window_s = seconds * window_weight(concurrency)
-            for repeat in range(options.repeats):
-                begins = repeat * PROMPTS // options.repeats
+            row = {name: Measured(lossy[name]) for name in policies}
+            names = list(policies)
+            for repeat in range(options.repeats + options.more):
+                if repeat == options.repeats:
+                    names = contenders(row)
+                begins = repeat * PROMPTS // (options.repeats + options.more)
                 asked = requests[begins:] + requests[:begins]
                 # There and back, because the machine's speed drifts.
-                for name, policy in list(policies.items())[:: -1 if repeat % 2 else 1]:
+                for name in names[:: -1 if repeat % 2 else 1]:
+                    window_s = seconds * window_weight(concurrency)
                     run = closed_loop(
-                        engine, policy, asked, concurrency, RAMP * window_s, window_s, options.least_ended
+                        engine, policies[name], asked, concurrency, RAMP * window_s, window_s, options.least_ended
                     )
-                    results[concurrency][name].add(in_loop(run))
-            _show(concurrency, results[concurrency])
+                    row[name].add(in_loop(run))
+            results[concurrency] = row
+            _show(concurrency, row)
             _write(options, results, seconds)
     except KeyboardInterrupt:
         print("stopped; the result file has what was complete")
     finally:
         engine.stop()
         auto.close()
-    for text, passed in judge(complete(results, options.repeats)):
+    for text, passed in judge(results):
         print(f"{'pass' if passed else 'FAIL'}  {text}")
     print(f"{perf_counter() - begun:.0f} s in all")
 
@@ -154,19 +170,21 @@ def window_weight(concurrency: int) -> float:
     return 1 + concurrency / 32
 
 
-def complete(results: Results, repeats: int) -> Results:
-    """The concurrencies at which every mode has all its repeats."""
-    return {
-        concurrency: row
-        for concurrency, row in results.items()
-        if all(len(one.tokens_per_s) == repeats for one in row.values())
-    }
+def contenders(row: Row) -> list[str]:
+    """`auto`, and the single modes of AR's quality that may be the best."""
+    best = row[best_single(row)]
+    return [
+        name for name, one in row.items() if name == AUTO or (not one.lossy and median(one.speed_over(best)) >= CLOSE)
+    ]
 
 
-def best_single(row: dict[str, Measured]) -> str:
-    """The single mode of AR's quality with the most tokens per second."""
+def best_single(row: Row) -> str:
+    """The single mode of AR's quality with the most tokens per second, of those that were measured to the end."""
     names = [name for name, one in row.items() if name != AUTO and not one.lossy]
-    return max(names, key=lambda name: median(row[name].tokens_per_s))
+    most = max(len(row[name].tokens_per_s) for name in names)
+    return max(
+        (name for name in names if len(row[name].tokens_per_s) == most), key=lambda name: median(row[name].tokens_per_s)
+    )
 
 
 def judge(results: Results) -> list[tuple[str, bool]]:
@@ -176,7 +194,7 @@ def judge(results: Results) -> list[tuple[str, bool]]:
     for concurrency, row in results.items():
         name = best_single(row)
         best, auto = row[name], row[AUTO]
-        share = median(auto.tokens_per_s) / median(best.tokens_per_s)
+        share = median(auto.speed_over(best))
         longer = auto.p95_over(best)
         gains[concurrency] = share
         bars.append(
@@ -193,24 +211,26 @@ def judge(results: Results) -> list[tuple[str, bool]]:
 
 
 def _write(options: argparse.Namespace, results: Results, seconds: float) -> None:
-    done = complete(results, options.repeats)
+    settings = {"window_s": seconds, "ramp": RAMP}
     report = {
-        "settings": {"window_s": seconds, "ramp": RAMP, "repeats": options.repeats, "seed": options.seed},
+        "settings": settings | {name: getattr(options, name) for name in ("repeats", "more", "seed")},
         "results": [
-            {"concurrency": concurrency, "mode": name, **_numbers(one)}
-            for concurrency, row in done.items()
+            {"concurrency": concurrency, "mode": name, **_numbers(one, row[best_single(row)])}
+            for concurrency, row in results.items()
             for name, one in row.items()
         ],
-        "bars": [{"bar": text, "passed": passed} for text, passed in judge(done)],
+        "bars": [{"bar": text, "passed": passed} for text, passed in judge(results)],
     }
     write_report(options, report)
 
 
-def _numbers(one: Measured) -> dict[str, Any]:
-    speeds = one.tokens_per_s
+def _numbers(one: Measured, best: Measured) -> dict[str, Any]:
+    speeds, over = one.tokens_per_s, one.speed_over(best)
     return {
         "lossy": one.lossy,
+        "windows": len(speeds),
         "tokens_per_s": {"median": median(speeds), "min": min(speeds), "max": max(speeds)},
+        "over_best": {"median": median(over), "quartiles": [quantile(over, 0.25), quantile(over, 0.75)]},
         "answers": len(one.latency_ms),
         "p50_ms": quantile(one.latency_ms.values(), 0.5),
         "p95_ms": quantile(one.latency_ms.values(), 0.95),
@@ -219,13 +239,14 @@ def _numbers(one: Measured) -> dict[str, Any]:
     }
 
 
-def _show(concurrency: int, row: dict[str, Measured]) -> None:
+def _show(concurrency: int, row: Row) -> None:
     best = best_single(row)
     for name, one in row.items():
         speed = median(one.tokens_per_s)
         mark = " best" if name == best else " lossy" if one.lossy else ""
         print(
             f"{name:28} at {concurrency:2}: {speed:7.0f} ({min(one.tokens_per_s):.0f} to {max(one.tokens_per_s):.0f}), "
+            f"{median(one.speed_over(row[best])):.3f} of the best, "
             f"p95 {quantile(one.latency_ms.values(), 0.95):6.0f} ms{mark}",
             flush=True,
         )
@@ -234,8 +255,9 @@ def _show(concurrency: int, row: dict[str, Measured]) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("mixture", __doc__, model=True)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--minutes", type=float, default=12, help="of the whole run (default 12)")
+    parser.add_argument("--repeats", type=int, default=3, help="windows of every mode")
+    parser.add_argument("--more", type=int, default=12, help="windows of those that may be the best, after these")
+    parser.add_argument("--minutes", type=float, default=20, help="of the whole run (default 20)")
     parser.add_argument("--seconds", type=float, help="of a window at 1 request at a time instead")
     parser.add_argument("--least-ended", type=int, default=20, help="answers that a window waits for")
     parser.add_argument("--seed", type=int, default=11, help="of the prompts")

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from engine.sequence import Sequence
 
 PRIOR_OUTPUT_TOKENS = 64.0
+PRIOR_ANSWERS, MOST_ANSWERS = 20, 100
+"""Answers that the prior length counts for, and those that the past counts for at most: lengths spread as widely as
+they are long, and a mean of few would make rungs change for nothing."""
 SLIPPED = 0.01
 """The share of deadlines that may be missed: `slip_s` comes to rest where it is so many."""
 SLIPPING = 1.0
@@ -135,6 +138,7 @@ class Outlook:
         self.prefill_chunk = prefill_chunk
         self.meter = TokensPerForward()
         self._mean_output = PRIOR_OUTPUT_TOKENS
+        self._answers = PRIOR_ANSWERS
         self.slip_s = 0.0
         self._in_use: dict[Ladder, int] = {}  # the rung of each ladder that was worth most the last time
 
@@ -152,7 +156,8 @@ class Outlook:
         """Learns from a finished answer: its length (None: it was not the answer's own), and whether its deadline was
         kept (None: it had none)."""
         if output_tokens is not None:
-            self._mean_output += 0.05 * (output_tokens - self._mean_output)
+            self._mean_output += (output_tokens - self._mean_output) / self._answers
+            self._answers = min(self._answers + 1, MOST_ANSWERS)
         if in_time is not None:
             base_s = self.cost.base_s
             step_s = -SLIPPED * base_s if in_time else base_s

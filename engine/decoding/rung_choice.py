@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from engine.plan import Rung
 
 Policy = tuple[object, ...]
-AS_GOOD = 0.025
+AS_GOOD = 0.04
 """Loss of throughput below which a rung that needs fewer forwards is preferred: its answers are done sooner."""
 WORTH_A_CHANGE = 0.06
 """Gain in throughput below which the rung stays what it was: estimates waver, and canvases of one length share more."""

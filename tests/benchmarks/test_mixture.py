@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.mixture import AUTO, Measured, best_single, complete, judge, single_modes, window_weight
+from benchmarks.mixture import AUTO, Measured, best_single, contenders, judge, single_modes, window_weight
 from engine.plan import AR, diffusion, self_speculation
 
 
@@ -39,10 +39,21 @@ def test_latencies_are_compared_on_what_both_have_answered() -> None:
     assert slow.p95_over(fast) == 2.0
 
 
-def test_a_concurrency_without_all_repeats_is_left_out() -> None:
-    whole = {AUTO: measured(1, 1), "ar": measured(1, 1)}
-    half = {AUTO: measured(1, 1), "ar": measured(1, 1, repeats=2)}
-    assert complete({1: whole, 2: half}, 3) == {1: whole}
+def test_speeds_are_compared_within_a_repeat() -> None:
+    row = {AUTO: measured(0, 1), "ar": measured(0, 1)}
+    row[AUTO].tokens_per_s, row["ar"].tokens_per_s = [10, 50, 90], [10, 60, 60]  # paired 1, 0.83 and 1.5
+    assert judge({1: row})[0] == ("auto at 1: 100.0% of ar's tokens/s (at least 95%)", True)
+
+
+def test_only_what_may_be_the_best_is_measured_further() -> None:
+    row = {AUTO: measured(5, 1), "ar": measured(89, 1), "self-speculation 16": measured(91, 1)}
+    row |= {"self-speculation 32": measured(100, 1), "diffusion 8 K1": measured(200, 1, lossy=True)}
+    assert contenders(row) == [AUTO, "self-speculation 16", "self-speculation 32"]
+
+
+def test_the_best_is_one_of_those_that_were_measured_to_the_end() -> None:
+    row = {AUTO: measured(9, 1), "ar": measured(8, 1, repeats=2), "self-speculation 16": measured(7, 1)}
+    assert best_single(row) == "self-speculation 16"
 
 
 def test_single_modes_are_ar_four_drafts_and_the_ladders_diffusion() -> None:
