@@ -190,10 +190,6 @@ class Closed:
     def tokens_per_s(self) -> float:
         return self.tokens / self.seconds
 
-    @property
-    def requests_per_s(self) -> float:
-        return len(self.ended) / self.seconds
-
 
 async def closed_loop(
     engine: Engine,

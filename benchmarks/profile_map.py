@@ -119,7 +119,7 @@ def cells_of(tokenizer: Tokenizer, seed: int, prompts: int, tasks: int) -> list[
     found: dict[tuple[str, str], list[Request]] = {(p, o): [] for p in PROMPT_CLASSES for o in OUTPUT_CLASSES}
     for request in [*_single_turns(tokenizer, seed, tasks), *_many_turns(tokenizer, seed, tasks)]:
         prompt_class = class_of(len(request.prompt), PROMPT_CLASSES)
-        output_class = class_of(_answer_tokens(tokenizer, request.answer), OUTPUT_CLASSES)
+        output_class = class_of(request.answer_tokens, OUTPUT_CLASSES)
         if prompt_class is not None and output_class is not None:
             chosen = found[prompt_class, output_class]
             if len(chosen) < prompts:
@@ -175,13 +175,14 @@ def _many_turns(tokenizer: Tokenizer, seed: int, tasks: int) -> Iterator[Request
             tokens += own + _answer_tokens(tokenizer, task.answer)
         else:
             whole = _request(tokenizer, index, [*earlier, *task.messages], task)
-            yield replace(whole, ignore_eos=True, max_tokens=_answer_tokens(tokenizer, task.answer))
+            yield replace(whole, ignore_eos=True, max_tokens=whole.answer_tokens)
             earlier, tokens = [], 0
 
 
 def _request(tokenizer: Tokenizer, index: int, messages: list[Message], task: Task) -> Request:
-    bound = length_class(_answer_tokens(tokenizer, task.answer))
-    return Request(index, tokenizer.render_chat(messages), task.answer, task.task, "default", bound, None)
+    tokens = _answer_tokens(tokenizer, task.answer)
+    prompt = tokenizer.render_chat(messages)
+    return Request(index, prompt, task.answer, tokens, task.task, "default", length_class(tokens), None)
 
 
 def _answer_tokens(tokenizer: Tokenizer, answer: str) -> int:

@@ -3,9 +3,10 @@
 `python -m benchmarks.promise [--minutes 25] [--seeds 1 2 3] [--loads 0.5 0.8 1.5 3.0]`
 
 First it measures idle times (which the SLOs follow from), the profiles and the budget that other policies need, and
-saturation: the most requests per second that are completed with `--concurrency` of them at a time. Idle times and
-saturation are measured again for every seed and load, because a machine's speed wanders. Then all policies serve the
-same requests arriving at the same times, one policy after the other in an order that changes.
+saturation: the most requests per second for which there is the throughput with `--concurrency` of them at a time. Idle
+times and saturation are measured again for every seed and load, because a machine's speed wanders; saturation then with
+the requests of that cell, because lengths of a few hundred do not average out. Then all policies serve the same
+requests arriving at the same times, one policy after the other in an order that changes.
 `--minutes` is the whole run's time; it decides how long requests arrive in a cell (policy x load x seed) unless
 `--duration` says so. What is still open `--drain` seconds after the last arrival is cut off; requests whose SLO reaches
 beyond are not judged, whatever the policy.
@@ -21,6 +22,7 @@ import os
 import random
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import ceil
 from time import perf_counter
 from typing import Any
 
@@ -51,7 +53,7 @@ WARM_CLIENTS = 3
 REFERENCE_CONCURRENCY = 32
 PER_SEED_S = 42.0
 """What a seed takes besides its loads: engines, warming up, AR's own answers."""
-PER_LOAD_S = 8.0
+PER_LOAD_S = 14.0
 """What a load takes besides its cells: the machine's present speed."""
 LEAST_DURATION_S = 2.0
 
@@ -129,7 +131,8 @@ class Run:
                 if policy.learns:
                     in_loop(closed_loop(engine, policy, warm_requests, WARM_CLIENTS, 0.0, options.warm))
             for load in options.loads:
-                setup = at_present(self.setup)
+                count = ceil(load * self.setup.saturation * duration_s)
+                setup = at_present(self.setup, cycle_of(requests_of(tokenizer, self.setup.slos, seed), count))
                 self.present.append(
                     {
                         "seed": seed,

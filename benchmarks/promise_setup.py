@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from math import ceil
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from benchmarks.answers import Answer, Ask, answer, answers
@@ -130,10 +131,11 @@ def set_up(options: SetupOptions) -> Setup:
     )
 
 
-def at_present(setup: Setup) -> Setup:
+def at_present(setup: Setup, asked: Sequence[Request]) -> Setup:
     """The same with SLOs and saturation as the machine is now: its speed changes by tens of percent within minutes.
 
-    On an engine of its own; saturation by `auto` and what was the fastest at first.
+    On an engine of its own; saturation by `auto` and what was the fastest at first, of the requests that are to be
+    asked: a hundred of them may be a third longer on average than another hundred.
     """
     options = setup.options
     engine = new_engine(options.model, options.kv_tokens, setup.cost_model)
@@ -143,7 +145,7 @@ def at_present(setup: Setup) -> Setup:
         slos = replace(setup.slos, idle=measure_idle(engine, plain[: options.prompts]))
         if options.saturation:
             return replace(setup, slos=slos)
-        speeds = saturation_of(engine, setup.fastest, plain, options)
+        speeds = saturation_of(engine, setup.fastest, asked, options)
         return replace(setup, slos=slos, saturation=max(speeds.values()))
     finally:
         engine.stop()
@@ -297,14 +299,18 @@ def profile(
 def saturation_of(
     engine: Engine, rungs: Mapping[str, Rung], requests: Sequence[Request], options: SetupOptions
 ) -> dict[str, float]:
-    """Requests per second that `auto` and each rung complete without SLOs, `concurrency` at a time."""
+    """Requests per second for which `auto` and each rung have the throughput, `concurrency` at a time without SLOs.
+
+    Of the answers' mean length, not of those that end within a window, which are the shorter ones.
+    """
     policies: list[Policy] = [Stepdial(engine, str(options.model), "auto")]
     policies += [Fixed(name, rung) for name, rung in rungs.items()]
     unbounded = [replace(request, slo_ms=None, tier="default") for request in requests]
+    mean_tokens = fmean(request.answer_tokens for request in requests)
     speeds = {}
     for policy in policies:
         run = closed_loop(engine, policy, unbounded, options.concurrency, 2 * options.window_s, 4 * options.window_s)
-        speeds[policy.name] = in_loop(run).requests_per_s
+        speeds[policy.name] = in_loop(run).tokens_per_s / mean_tokens
         policy.close()
     return speeds
 

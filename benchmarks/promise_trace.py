@@ -45,7 +45,8 @@ class Request:
     """One request, as the client knows it.
 
     Attributes:
-        index: its place in the trace. prompt: token ids. answer: the only right text.
+        index: its place in the trace. prompt: token ids. answer: the only right text. answer_tokens: of it, with its
+            EOS.
         slo_ms: from its scheduled arrival; None = no deadline. ignore_eos: goes on up to max_tokens.
         rung: that the client pins; None = the service chooses.
     """
@@ -53,6 +54,7 @@ class Request:
     index: int
     prompt: list[int]
     answer: str
+    answer_tokens: int
     family: str
     tier: str
     max_tokens: int
@@ -147,6 +149,7 @@ def requests_of(tokenizer: Tokenizer, slos: Slos, seed: int, shares: Mapping[str
             index=index,
             prompt=prompt,
             answer=task.answer,
+            answer_tokens=answer_tokens,
             family=task.task,
             tier=tier,
             max_tokens=length_class(answer_tokens),

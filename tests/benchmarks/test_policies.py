@@ -51,7 +51,7 @@ def stepdial(engine: Engine) -> Iterator[Stepdial]:
 
 
 def request(slo_ms: float | None = None, tier: str = "standard", index: int = 0, max_tokens: int = 16) -> Request:
-    return Request(index, list(range(300, 340)), "none", "addition", tier, max_tokens, slo_ms)
+    return Request(index, list(range(300, 340)), "none", 5, "addition", tier, max_tokens, slo_ms)
 
 
 def wait(engine: Engine, sequences: int) -> None:
@@ -189,5 +189,5 @@ def test_a_closed_loop_counts_what_ends_in_its_window(engine: Engine) -> None:
     closed = in_loop(closed_loop(engine, Fixed("ar", AR), [request(max_tokens=4)], 2, 0.0, 0.1, least_ended=6))
     assert len(closed.ended) >= 6
     assert closed.tokens >= 6
-    assert closed.requests_per_s == pytest.approx(len(closed.ended) / closed.seconds)
+    assert closed.tokens_per_s == pytest.approx(closed.tokens / closed.seconds)
     assert engine.present() == []

@@ -35,7 +35,7 @@ def outcome(
     own_ms: float = 1.0,
     predicted_ms: float | None = None,
 ) -> Outcome:
-    request = Request(index, [1, 2, 3], "answer", "addition", tier, 32, slo_ms)
+    request = Request(index, [1, 2, 3], "answer", 7, "addition", tier, 32, slo_ms)
     return Outcome(
         request,
         due_s,
