@@ -12,7 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from engine.batch import Segment
-from engine.decoding.canvas import open_canvas
+from engine.decoding.canvas import open_canvas, steps_in_a_row
 from engine.deviation import MIXED
 from engine.events import Event
 from engine.kv_cache import PagePool, page_key, root_key
@@ -24,11 +24,9 @@ from engine.sequence import Phase, Sequence
 from engine.stats import Counters
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from engine.batch import ForwardBatch
     from engine.config import EngineConfig
     from engine.cost_model import ForwardCostModel
-    from engine.decoding.choice import Choice
     from engine.executor import Executor
 
 
@@ -50,7 +48,7 @@ time is the price of a short wait. Where hardly any base was found, than so many
 
 
 class EngineCore:
-    """All sequences of one engine, and the step that advances them.
+    """All sequences of one engine, and the step that advances them, by one forward or a few in a row.
 
     Attributes:
         view: what the loop saw before its last forward; None where it did not look, or nobody is left.
@@ -104,7 +102,7 @@ class EngineCore:
         self.counters.finished["cancelled"] += 1
 
     def step(self) -> list[tuple[Sequence, Event]]:
-        """One forward and what came of it."""
+        """One forward, or a few in a row, and what came of it."""
         begun = self.clock()
         events = self._cut_late(begun)
         self._admit()
@@ -114,14 +112,13 @@ class EngineCore:
         if work:
             batch = self.executor.batch([item.segment for item in work])
             started = self.clock()
-            self.ends_s = begun + self.cost_model.cost.seconds(batch.query_tokens, batch.context_tokens, len(work))
-            if self.executor.keeps_logits:
-                outcome: Tensor | Choice = self.executor.run(batch)
-            else:
-                outcome = self.executor.choose(batch, self.postprocessor.ask(work))
+            steps = self._steps_in_a_row(work)
+            forward_s = self.cost_model.cost.seconds(batch.query_tokens, batch.context_tokens, len(work))
+            self.ends_s = begun + forward_s * steps
+            self._advance(work, batch, steps)
             ended = self.clock()
-            self._account(work, ended - started, batch.query_tokens)
-            events += self.postprocessor.apply(work, outcome, ended)
+            self._account(work, ended - started, batch.query_tokens, steps)
+            events += self.postprocessor.settle_all(work, ended)
             for item in work:
                 self._share_pages(item.sequence)
                 if item.sequence.finish_reason is not None:
@@ -129,12 +126,36 @@ class EngineCore:
                     self._count_end(item.sequence, ended)
             step_s = self.clock() - begun
             length = main_block_length(work, batch.query_tokens)
-            self.cost_model.observe(batch.query_tokens, batch.context_tokens, len(work), step_s, length)
+            self.cost_model.observe(batch.query_tokens, batch.context_tokens, len(work), step_s / steps, length)
             self.counters.busy_s += step_s
             self.step_s += (step_s - self.step_s) * (NEWEST if self.step_s else 1.0)
         if self.idle:
             self.view = None
         return events
+
+    def _steps_in_a_row(self, work: list[Work]) -> int:
+        """How many forwards come to the same batch with other tokens, so that the host need not look at each.
+
+        Nobody may be waiting for a place in them.
+        """
+        executor = self.executor
+        if executor.keeps_logits or executor.group is not None or self.postprocessor.observer is not None:
+            return 1
+        if self.waiting or len(work) < len(self.running):
+            return 1
+        return steps_in_a_row([item.sequence for item in work])
+
+    def _advance(self, work: list[Work], batch: ForwardBatch, steps: int) -> None:
+        """Runs the forward so many times, and waits for what comes of it."""
+        executor, postprocessor = self.executor, self.postprocessor
+        if steps > 1:
+            canvases = postprocessor.canvases(work, executor.kv.device)
+            executor.denoise(batch, postprocessor.ask(work), canvases, steps)
+            postprocessor.put_back(work, canvases, steps)
+        elif executor.keeps_logits:
+            postprocessor.advance(work, executor.run(batch))
+        else:
+            postprocessor.advance(work, executor.choose(batch, lambda: postprocessor.ask(work)))
 
     def _cut_late(self, now: float) -> list[tuple[Sequence, Event]]:
         """Ends sequences whose deadline passed and that asked to be cut there (`on_deadline: cut`)."""
@@ -268,7 +289,6 @@ class EngineCore:
             if sequence.first_served_s is None:
                 sequence.first_served_s = now
                 sequence.report.queue_ms = (now - sequence.arrival_s) * 1e3
-            sequence.last_served = forwards
             work.append(Work(sequence, segment(sequence, grant.tokens), sequence.phase))
         return work
 
@@ -325,16 +345,17 @@ class EngineCore:
             sequence.page_keys.append(key)
             self.pool.share(sequence.pages[index], key)
 
-    def _account(self, work: list[Work], duration_s: float, query_tokens: int) -> None:
+    def _account(self, work: list[Work], duration_s: float, query_tokens: int, steps: int) -> None:
         counters = self.counters
-        counters.forwards += 1
+        counters.forwards += steps
         counters.forward_s += duration_s
         per_slot_ms = duration_s * 1e3 / query_tokens
         for item in work:
             tokens = len(item.segment.tokens)
-            item.sequence.report.forwards += 1
+            item.sequence.last_served = counters.forwards - 1
+            item.sequence.report.forwards += steps
             item.sequence.report.accelerator_ms += per_slot_ms * tokens
-            counters.slots[item.phase.value] += tokens
+            counters.slots[item.phase.value] += tokens * steps
 
 
 def main_block_length(work: Seq[Work], query_tokens: int) -> int:

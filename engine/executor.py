@@ -5,7 +5,7 @@ With several ranks, rank 0's executor tells the others every batch that it lays 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from engine.batch import ForwardBatch
     from engine.decoding.choice import Choice
     from engine.decoding.head import Asked
+    from engine.decoding.unmask import DeviceCanvases
     from engine.graphs import Record
     from engine.group.leader import Group
     from engine.model.transformer import Transformer
@@ -98,16 +99,32 @@ class Executor:
         with self._naming_failed_ranks():
             return self._run(batch)
 
-    def choose(self, batch: ForwardBatch, asked: Asked) -> Choice:
+    def choose(self, batch: ForwardBatch, ask: Callable[[], Asked]) -> Choice:
         """One forward, and a token for every wanted row without their logits, in the order of `run`.
 
-        `asked`: on the CPU. Raises RankFailed when another rank ended meanwhile.
+        `ask`: called while the device runs the forward; gives what the rows are asked, on the CPU. Raises RankFailed
+        when another rank ended meanwhile.
         """
         with self._naming_failed_ranks(), torch.inference_mode():
+            hidden = self._forward(batch)
+            asked = ask()
             if self.group is not None:
                 self.group.tell(Kind.ASK, encode_asked(asked))
+            return head_choice(self.model, hidden, batch.logit_rows[: batch.wanted], asked.to(self.kv.device))
+
+    def denoise(self, batch: ForwardBatch, asked: Asked, canvases: DeviceCanvases, steps: int) -> None:
+        """So many steps of the canvases, which are all of the batch; each sees what the one before has committed.
+
+        The host waits for none of them. Not for several ranks, nor for rows with top-k or top-p, which are fetched.
+        """
+        with torch.inference_mode():
             asked = asked.to(self.kv.device)
-            return head_choice(self.model, self._forward(batch), batch.logit_rows[: batch.wanted], asked)
+            rows = batch.logit_rows[: batch.wanted]
+            for step in range(steps):
+                if step:
+                    batch.token_ids[rows] = canvases.tokens()
+                    asked.next_step()
+                canvases.commit(head_choice(self.model, self._forward(batch), rows, asked))
 
     def close(self) -> None:
         """Ends the other ranks; nothing can be run after it."""

@@ -1,6 +1,7 @@
 """From logits to sequences: choose tokens, unmask canvases, audit finished blocks, settle, send.
 
-The last third of a step. Everything that changes a sequence's tokens is reached from `apply`.
+The last third of a step. Everything that changes a sequence's tokens is reached from `advance` and `put_back`, which
+wait for the device; `settle_all` sends what has come of it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from engine.decoding.border import append_tokens, cut_at_limits, keep_within_thi
 from engine.decoding.canvas import ending_length, text_prefix
 from engine.decoding.choice import Choice, RowBlock, choose
 from engine.decoding.head import Asked, ask
-from engine.decoding.unmask import unmask_canvases
+from engine.decoding.unmask import DeviceCanvases, Draft, unmask_canvases
 from engine.events import Event, Finished
 from engine.noise import Stage
 from engine.plan import Audit, PlanEntry
@@ -55,12 +56,22 @@ class Postprocessor:
         """What the head is asked about the forward's wanted rows where it keeps no logits."""
         return ask([_row_block(item) for item in work], self.mask_token_id)
 
-    def apply(self, work: list[Work], outcome: Tensor | Choice, now: float) -> list[tuple[Sequence, Event]]:
-        """Advances every sequence of the forward; returns what is to be sent.
+    def canvases(self, work: list[Work], device: torch.device) -> DeviceCanvases:
+        """The canvases of a forward of drafts alone, for several steps in a row; `put_back` is to follow."""
+        return DeviceCanvases(_drafts(work), device)
+
+    def put_back(self, work: list[Work], canvases: DeviceCanvases, steps: int) -> None:
+        """Advances every sequence of a forward of drafts alone that was run for so many steps in a row."""
+        canvases.put_back()
+        for item in work:
+            self._drafted(item.sequence, steps)
+
+    def advance(self, work: list[Work], outcome: Tensor | Choice) -> None:
+        """Advances every sequence of the forward.
 
         Args:
             outcome: of all wanted rows, segment after segment: logits, float32 `[wanted, vocab]`, or what the head
-                chose and judged itself. now: engine clock, seconds.
+                chose and judged itself.
         """
         first_row = 0
         drafts: list[tuple[Work, int]] = []
@@ -74,7 +85,9 @@ class Postprocessor:
             choice = choose(outcome, [_row_block(item) for item in work], self.mask_token_id)
             logits = outcome
         if drafts:
-            self._draft(drafts, choice)
+            unmask_canvases([_draft(item, row) for item, row in drafts], choice)
+            for item, _ in drafts:
+                self._drafted(item.sequence, 1)
         if looks:
             kept = {} if logits is not None else kept_by_kernel(_audited(looks), choice)
             choice = choice.cpu()
@@ -87,6 +100,9 @@ class Postprocessor:
                     self._prefill(item, tokens[rows], scores[rows])
                 else:
                     self._look(item, tokens[rows], scores[rows], logits, choice, row, kept.get(row))
+
+    def settle_all(self, work: list[Work], now: float) -> list[tuple[Sequence, Event]]:
+        """What is to be sent of the sequences that have come to a border or to their end. `now`: engine clock."""
         events: list[tuple[Sequence, Event]] = []
         for item in work:
             sequence = item.sequence
@@ -147,23 +163,22 @@ class Postprocessor:
                 sequence.logprobs.append((0, scores[0]))
             cut_at_limits(sequence, 0)
 
-    def _draft(self, drafts: list[tuple[Work, int]], choice: Choice) -> None:
-        open_drafts = [(item.sequence, item.sequence.open_canvas, item.segment.wanted, row) for item, row in drafts]
-        unmask_canvases(open_drafts, choice)
-        for sequence, canvas, _, _ in open_drafts:
-            canvas.step += 1
-            sequence.block_forwards += 1
-            if sequence.rung.is_diffusion:
-                sequence.report.denoise_steps += 1
-                self.counters.denoise_steps += 1
-            else:
-                sequence.report.draft_steps += 1
-                self.counters.draft_steps += 1
-            if self.observer is not None:
-                shown = [None if hidden else token for token, hidden in zip(canvas.tokens, canvas.masked, strict=True)]
-                self.observer(sequence.id, "draft", shown)
-            if sequence.rung.is_diffusion:
-                self._end_inside(sequence, canvas)
+    def _drafted(self, sequence: Sequence, steps: int) -> None:
+        """What follows from a sequence's draft steps, whose tokens are in its canvas."""
+        canvas = sequence.open_canvas
+        canvas.step += steps
+        sequence.block_forwards += steps
+        if sequence.rung.is_diffusion:
+            sequence.report.denoise_steps += steps
+            self.counters.denoise_steps += steps
+        else:
+            sequence.report.draft_steps += steps
+            self.counters.draft_steps += steps
+        if self.observer is not None:
+            shown = [None if hidden else token for token, hidden in zip(canvas.tokens, canvas.masked, strict=True)]
+            self.observer(sequence.id, "draft", shown)
+        if sequence.rung.is_diffusion:
+            self._end_inside(sequence, canvas)
 
     def _end_inside(self, sequence: Sequence, canvas: Canvas) -> None:
         """Closes a canvas in which the sequence ends: nothing after that point is wanted, and no K/V either."""
@@ -246,6 +261,20 @@ class Postprocessor:
         if self.observer is not None:
             self.observer(sequence.id, "look", list(sequence.tokens[-kept:]))
         cut_at_limits(sequence, first_new)
+
+
+def _drafts(work: list[Work]) -> list[Draft]:
+    """Of a forward of drafts alone."""
+    first_row = 0
+    drafts = []
+    for item in work:
+        drafts.append(_draft(item, first_row))
+        first_row += len(item.segment.wanted)
+    return drafts
+
+
+def _draft(item: Work, row: int) -> Draft:
+    return item.sequence, item.sequence.open_canvas, item.segment.wanted, row
 
 
 def _row_block(item: Work) -> RowBlock:

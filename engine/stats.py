@@ -19,7 +19,8 @@ class EngineStats:
         timed_s: the same of those with a deadline. timed_forward_s, timed_room_s: the mean forward that keeps all their
             deadlines, and what a newcomer may add to it (`engine/pace.py`), seconds; None where nobody minds.
         slip_s: see `Outlook`. step_s: duration of a recent step, 0 before the first.
-        forwards, forward_s: forwards so far and seconds spent in them; busy_s adds the engine's own work.
+        forwards, forward_s: forwards so far and seconds until what they chose was known; busy_s adds the engine's
+            other work.
         slots: query tokens so far by kind (`prefill`, `draft`, `look`).
         generated_tokens: settled output tokens by mode. finished: sequences by how they ended.
         prefix_hit_tokens: prompt tokens that came from shared pages.

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from engine.sequence import Canvas, Sequence
+from collections.abc import Iterable
+
+from engine.sequence import Canvas, Phase, Sequence
+
+MOST_IN_A_ROW = 4
+"""Draft steps that are run without a look at what came of them: so many forwards a newcomer may have to wait, and all
+but one of them are in vain where an answer ends by the first."""
 
 
 def open_canvas(sequence: Sequence, mask_token_id: int) -> None:
@@ -26,6 +32,22 @@ def open_canvas(sequence: Sequence, mask_token_id: int) -> None:
 def steps_left(sequence: Sequence, canvas: Canvas) -> int:
     """K - i for the canvas's next draft step; a canvas shorter than its block still finishes within K steps."""
     return max(min(sequence.rung.refinement_steps, len(canvas.tokens)) - canvas.step, 1)
+
+
+def steps_in_a_row(sequences: Iterable[Sequence]) -> int:
+    """For how many forwards all of these, who share the next one, draft whatever their tokens are; at least 1."""
+    return min(MOST_IN_A_ROW, *(_steps_for_certain(sequence) for sequence in sequences))
+
+
+def _steps_for_certain(sequence: Sequence) -> int:
+    """Draft steps that cannot turn out to be fewer, nor need the host: without a threshold, top-k or top-p."""
+    sampling = sequence.sampling
+    filtered = not sampling.greedy and (sampling.top_k > 0 or sampling.top_p < 1)
+    if sequence.phase is not Phase.DRAFT or sequence.rung.threshold is not None or filtered or sequence.cut:
+        return 1
+    # Every step commits ceil(masks / steps left): one at a time where there are fewer masks than steps.
+    canvas = sequence.open_canvas
+    return max(1, min(steps_left(sequence, canvas), canvas.masks_left))
 
 
 def usable_length(sequence: Sequence, canvas: Canvas) -> int:

@@ -21,6 +21,8 @@ from kernels.row_statistics import RowNoise, RowRules
 if TYPE_CHECKING:
     from engine.model.transformer import Transformer
 
+STEP_BIT = 8
+"""Where the step begins in `RowNoise.places`."""
 LOGIT_ROWS = 64
 """Rows whose logits are held at a time: 32 MiB in float32 for a vocabulary of 131,072."""
 
@@ -41,6 +43,11 @@ class Asked:
         parts = [part for part in (self.rules.noise, self.filtered) if part is not None]
         own = [getattr(part, field.name) for part in parts for field in fields(part)]
         return [self.rules.banned, self.rules.given, *own]
+
+    def next_step(self) -> None:
+        """Asks the same of the canvases' next step, whose noise is another (`requests.md` section 3); in place."""
+        if self.rules.noise is not None:
+            self.rules.noise.places += 1 << STEP_BIT
 
     def with_tensors(self, tensors: Seq[Tensor]) -> Asked:
         """The same with other tensors, in the order of `tensors`."""
@@ -96,7 +103,7 @@ def _noise(random: RandomRows, rows: int) -> RowNoise:
     noise.tempered[random.rows] = random.tempered
     noise.seeds[random.rows] = random.seeds
     noise.positions[random.rows] = random.positions.int()
-    noise.places[random.rows] = (random.stages | random.steps << 8).int()
+    noise.places[random.rows] = (random.stages | random.steps << STEP_BIT).int()
     noise.choices[random.rows] = random.choices.int()
     return noise
 

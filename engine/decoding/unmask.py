@@ -2,20 +2,100 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from engine.decoding.canvas import steps_left
 from engine.decoding.choice import Choice
 from engine.packing import fetched, moved
 from engine.sequence import Canvas, Sequence
-from kernels.unmask import NEVER, unmask
+from kernels.unmask import NEVER, Unmasked, unmask
 
 Draft = tuple[Sequence, Canvas, list[int], int]
 """A sequence, its canvas, the canvas's masked offsets, and the row of the choice where they start."""
 
 
-def unmask_canvases(drafts: list[Draft], choice: Choice) -> None:
+class DeviceCanvases:
+    """The open canvases of a forward on the device that chooses their tokens, through one step or several in a row.
+
+    `commit` and `tokens` do not wait for the device; `put_back` does, once.
+    """
+
+    def __init__(self, drafts: Seq[Draft], device: torch.device) -> None:
+        self._drafts = drafts
+        count = len(drafts)
+        width = max(len(canvas.tokens) for _, canvas, _, _ in drafts)
+        canvas_ids = np.zeros((count, width), dtype=np.int64)
+        masked = np.zeros((count, width), dtype=bool)
+        row_of = np.zeros((count, width), dtype=np.int64)  # of the choice; any where there is no mask
+        for place, (_, canvas, masks, row) in enumerate(drafts):
+            canvas_ids[place, : len(canvas.tokens)] = canvas.tokens
+            masked[place, : len(canvas.masked)] = canvas.masked
+            row_of[place, masks] = np.arange(row, row + len(masks))
+        thresholds = [
+            NEVER if sequence.rung.threshold is None else sequence.rung.threshold for sequence, _, _, _ in drafts
+        ]
+        (
+            self._ids,
+            self._masked,
+            self._rows,
+            self._places,
+            self._length,
+            self._steps_left,
+            self._threshold,
+            self._stop_ids,
+        ) = moved(
+            [
+                torch.from_numpy(canvas_ids),
+                torch.from_numpy(masked),
+                torch.from_numpy(row_of),
+                torch.from_numpy(masked.ravel().nonzero()[0]),
+                torch.tensor([len(canvas.tokens) for _, canvas, _, _ in drafts]),
+                torch.tensor([steps_left(sequence, canvas) for sequence, canvas, _, _ in drafts]),
+                torch.tensor(thresholds, dtype=torch.float32),
+                _stop_ids([sequence for sequence, _, _, _ in drafts]),
+            ],
+            device,
+        )
+        self._known: Unmasked | None = None
+
+    def commit(self, choice: Choice) -> None:
+        """One step: commits what the rule wants of the tokens chosen for the slots that were masked at first."""
+        self._known = unmask(
+            self._ids,
+            self._masked,
+            choice.tokens[self._rows],
+            choice.confidence[self._rows],
+            self._length,
+            self._steps_left,
+            self._threshold,
+            self._stop_ids,
+        )
+        self._steps_left = (self._steps_left - 1).clamp(min=1)
+
+    def tokens(self) -> Tensor:
+        """The slots that were masked at first, canvas after canvas: their tokens by now, int64 `[slots]`."""
+        return self._ids.view(-1)[self._places]
+
+    def put_back(self) -> None:
+        """Writes what became of the canvases into the sequences' own. Raises RuntimeError before the first step."""
+        if self._known is None:
+            raise RuntimeError("no step was committed")
+        ids, flags, *known = fetched([self._ids, self._masked, self._known.masks_left, self._known.first_stop])
+        left, first_stop = (values.tolist() for values in known)
+        for place, (tokens, hidden) in enumerate(zip(ids.tolist(), flags.tolist(), strict=True)):
+            canvas = self._drafts[place][1]
+            size = len(canvas.tokens)
+            canvas.tokens = tokens[:size]
+            canvas.masked = hidden[:size]
+            canvas.masks_left = left[place]
+            canvas.first_stop = first_stop[place]
+
+
+def unmask_canvases(drafts: Seq[Draft], choice: Choice) -> None:
     """Commits tokens in every canvas, in place."""
     open_drafts = []
     for draft in drafts:
@@ -28,7 +108,9 @@ def unmask_canvases(drafts: list[Draft], choice: Choice) -> None:
         else:
             open_drafts.append(draft)
     if open_drafts:
-        _rank_and_commit(open_drafts, choice)
+        canvases = DeviceCanvases(open_drafts, choice.tokens.device)
+        canvases.commit(choice)
+        canvases.put_back()
 
 
 def _fill(draft: Draft, choice: Choice) -> None:
@@ -38,41 +120,6 @@ def _fill(draft: Draft, choice: Choice) -> None:
         canvas.tokens[offset] = token
     canvas.masked = [False] * len(canvas.tokens)
     canvas.masks_left = 0
-
-
-def _rank_and_commit(drafts: list[Draft], choice: Choice) -> None:
-    count = len(drafts)
-    width = max(len(canvas.tokens) for _, canvas, _, _ in drafts)
-    canvas_ids = np.zeros((count, width), dtype=np.int64)
-    masked = np.zeros((count, width), dtype=bool)
-    row_of = np.zeros((count, width), dtype=np.int64)  # of the choice; any where there is no mask
-    for place, (_, canvas, masks, row) in enumerate(drafts):
-        canvas_ids[place, : len(canvas.tokens)] = canvas.tokens
-        masked[place, : len(canvas.masked)] = canvas.masked
-        row_of[place, masks] = np.arange(row, row + len(masks))
-    thresholds = [NEVER if sequence.rung.threshold is None else sequence.rung.threshold for sequence, _, _, _ in drafts]
-    ids, flags, rows, length, steps, threshold, stop_ids = moved(
-        [
-            torch.from_numpy(canvas_ids),
-            torch.from_numpy(masked),
-            torch.from_numpy(row_of),
-            torch.tensor([len(canvas.tokens) for _, canvas, _, _ in drafts]),
-            torch.tensor([steps_left(sequence, canvas) for sequence, canvas, _, _ in drafts]),
-            torch.tensor(thresholds, dtype=torch.float32),
-            _stop_ids([sequence for sequence, _, _, _ in drafts]),
-        ],
-        choice.tokens.device,
-    )
-    result = unmask(ids, flags, choice.tokens[rows], choice.confidence[rows], length, steps, threshold, stop_ids)
-    ids, flags, *known = fetched([ids, flags, result.masks_left, result.first_stop])
-    left, first_stop = (values.tolist() for values in known)
-    for place, (tokens, hidden) in enumerate(zip(ids.tolist(), flags.tolist(), strict=True)):
-        canvas = drafts[place][1]
-        size = len(canvas.tokens)
-        canvas.tokens = tokens[:size]
-        canvas.masked = hidden[:size]
-        canvas.masks_left = left[place]
-        canvas.first_stop = first_stop[place]
 
 
 def _stop_ids(sequences: list[Sequence]) -> torch.Tensor:

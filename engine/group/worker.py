@@ -79,7 +79,7 @@ def _serve(channel: Channel, rank: int) -> None:
         if executor.keeps_logits:
             executor.run(batch)
         else:
-            executor.choose(batch, decode_asked(_expect(channel, Kind.ASK)))
+            executor.choose(batch, lambda: decode_asked(_expect(channel, Kind.ASK)))
 
 
 def _expect(channel: Channel, wanted: Kind) -> bytearray:

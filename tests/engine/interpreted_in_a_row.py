@@ -1,0 +1,88 @@
+"""Draft steps in a row on Triton kernels, interpreted: the answers of one step at a time, with fewer batches laid out.
+Run by `test_steps_in_a_row.py` in a process of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.batch import ForwardBatch, Segment
+from engine.decoding import canvas
+from engine.engine import Engine
+from kernels.switch import VARIABLE
+from tests.engine.serving import PROMPTS, Answer, answer, load
+
+BLOCK = {"decoding": "diffusion", "block_length": 4, "max_tokens": 5, "temperature": 0, "ignore_eos": True}
+"""A whole block and the token after it: nothing ends inside the block."""
+FIXED: list[dict[str, Any]] = [
+    BLOCK | {"refinement_steps": 3},
+    BLOCK | {"threshold": None, "temperature": 0.9, "seed": 3},
+]
+AUDITED = BLOCK | {"refinement_steps": 2, "audit": "exact"}
+THRESHOLD = BLOCK | {"refinement_steps": 3, "threshold": 0.9}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, "triton")
+        return load(kv_tokens=2048, prefix_reuse=False)
+
+
+def answers(
+    engine: Engine, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Answer], int]:
+    """The answers, and how many batches were laid out for them."""
+    executor = engine.core.executor
+    assert not executor.keeps_logits
+    count = 0
+    lay_out = type(executor).batch
+
+    def counted(self: Any, segments: list[Segment]) -> ForwardBatch:
+        nonlocal count
+        count += 1
+        return lay_out(self, segments)
+
+    with monkeypatch.context() as patch:
+        patch.setenv(VARIABLE, "triton")
+        patch.setattr(type(executor), "batch", counted)
+        return answer(engine, list(zip(PROMPTS, requests, strict=False))), count
+
+
+def one_at_a_time(
+    engine: Engine, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Answer], int]:
+    with monkeypatch.context() as patch:
+        patch.setattr(canvas, "MOST_IN_A_ROW", 1)
+        return answers(engine, requests, monkeypatch)
+
+
+def test_steps_in_a_row_give_the_same_answers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    want, looked = one_at_a_time(engine, FIXED, monkeypatch)
+    got, seldom = answers(engine, FIXED, monkeypatch)
+    assert [one.token_ids for one in got] == [one.token_ids for one in want]
+    assert [one.report.forwards for one in got] == [one.report.forwards for one in want]
+    assert [one.report.denoise_steps for one in got] == [one.report.denoise_steps for one in want] == [3, 3]
+    assert seldom == looked - 2, "three steps were one look"
+
+
+def test_audits_see_the_same_blocks(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    (want,), looked = one_at_a_time(engine, [AUDITED], monkeypatch)
+    (got,), seldom = answers(engine, [AUDITED], monkeypatch)
+    assert got.token_ids == want.token_ids
+    assert seldom < looked == want.report.forwards
+
+
+def test_what_the_host_has_to_see_is_looked_at_after_every_step(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one,), count = answers(engine, [THRESHOLD], monkeypatch)
+    assert count == one.report.forwards
+
+
+def test_nobody_waits_for_steps_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "triton")
+    engine = load(kv_tokens=2048, max_sequences=1)
+    got, count = answers(engine, [FIXED[0], FIXED[0]], monkeypatch)
+    assert count == sum(one.report.forwards for one in got) - 2, "only the last one, whom nobody waits behind"
