@@ -134,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         in_loop(closed_loop(engine, auto, requests, 4, 0.0, seconds, least_ended=options.least_ended))
         for concurrency in options.concurrency:
             row = {name: Measured(lossy[name]) for name in policies}
+            window_s = seconds * window_weight(concurrency)
             names = list(policies)
             for repeat in range(options.repeats + options.more):
                 if repeat == options.repeats:
@@ -142,7 +143,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 asked = requests[begins:] + requests[:begins]
                 # There and back, because the machine's speed drifts.
                 for name in names[:: -1 if repeat % 2 else 1]:
-                    window_s = seconds * window_weight(concurrency)
                     run = closed_loop(
                         engine, policies[name], asked, concurrency, RAMP * window_s, window_s, options.least_ended
                     )

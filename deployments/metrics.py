@@ -71,7 +71,7 @@ class _EngineCollector(Collector):
         }
         counters: Mapping[str, tuple[str, float]] = {
             "forwards": ("Forwards.", stats.forwards),
-            "forward_seconds": ("Seconds inside forwards.", stats.forward_s),
+            "forward_seconds": ("Seconds until what forwards chose was known.", stats.forward_s),
             "busy_seconds": ("Seconds inside steps of the loop, forwards included.", stats.busy_s),
             "denoise_steps": ("Denoise forwards, by sequence.", stats.denoise_steps),
             "draft_steps": ("Draft forwards, by sequence.", stats.draft_steps),

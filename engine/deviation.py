@@ -18,7 +18,7 @@ MIXED = 0
 PRIOR_WEIGHT = 20
 """Forwards that the fit itself counts for: a few cold ones say little."""
 LONGEST_MEMORY = 2000
-"""Forwards that the past counts for at most."""
+"""Forwards that the past counts for at most: a kind's trait lasts, while the machine's speed wanders for seconds."""
 NEWEST = 0.02
 """Weight of the newest forward in the machine's speed and in what has run lately: more than in any kind's own value,
 so that a slower machine is not taken for a trait of the kinds that happen to run."""

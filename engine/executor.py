@@ -122,7 +122,7 @@ class Executor:
             rows = batch.logit_rows[: batch.wanted]
             for step in range(steps):
                 if step:
-                    batch.token_ids[rows] = canvases.tokens()
+                    batch.token_ids[rows] = canvases.next_step()
                     asked.next_step()
                 canvases.commit(head_choice(self.model, self._forward(batch), rows, asked))
 

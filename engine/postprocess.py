@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,7 +59,7 @@ class Postprocessor:
 
     def canvases(self, work: list[Work], device: torch.device) -> DeviceCanvases:
         """The canvases of a forward of drafts alone, for several steps in a row; `put_back` is to follow."""
-        return DeviceCanvases(_drafts(work), device)
+        return DeviceCanvases([_draft(item, row) for item, row in _with_rows(work)], device)
 
     def put_back(self, work: list[Work], canvases: DeviceCanvases, steps: int) -> None:
         """Advances every sequence of a forward of drafts alone that was run for so many steps in a row."""
@@ -73,12 +74,10 @@ class Postprocessor:
             outcome: of all wanted rows, segment after segment: logits, float32 `[wanted, vocab]`, or what the head
                 chose and judged itself.
         """
-        first_row = 0
         drafts: list[tuple[Work, int]] = []
         looks: list[tuple[Work, int]] = []
-        for item in work:
-            (drafts if item.phase is Phase.DRAFT else looks).append((item, first_row))
-            first_row += len(item.segment.wanted)
+        for item, row in _with_rows(work):
+            (drafts if item.phase is Phase.DRAFT else looks).append((item, row))
         if isinstance(outcome, Choice):
             choice, logits = outcome, None
         else:
@@ -263,14 +262,10 @@ class Postprocessor:
         cut_at_limits(sequence, first_new)
 
 
-def _drafts(work: list[Work]) -> list[Draft]:
-    """Of a forward of drafts alone."""
-    first_row = 0
-    drafts = []
-    for item in work:
-        drafts.append(_draft(item, first_row))
-        first_row += len(item.segment.wanted)
-    return drafts
+def _with_rows(work: list[Work]) -> list[tuple[Work, int]]:
+    """Each part of a forward with the first of its rows among the wanted ones."""
+    ends = accumulate(len(item.segment.wanted) for item in work)
+    return [(item, end - len(item.segment.wanted)) for item, end in zip(work, ends, strict=True)]
 
 
 def _draft(item: Work, row: int) -> Draft:

@@ -21,7 +21,7 @@ Draft = tuple[Sequence, Canvas, list[int], int]
 class DeviceCanvases:
     """The open canvases of a forward on the device that chooses their tokens, through one step or several in a row.
 
-    `commit` and `tokens` do not wait for the device; `put_back` does, once.
+    `commit` and `next_step` do not wait for the device; `put_back` does, once.
     """
 
     def __init__(self, drafts: Seq[Draft], device: torch.device) -> None:
@@ -74,10 +74,11 @@ class DeviceCanvases:
             self._threshold,
             self._stop_ids,
         )
-        self._steps_left = (self._steps_left - 1).clamp(min=1)
 
-    def tokens(self) -> Tensor:
-        """The slots that were masked at first, canvas after canvas: their tokens by now, int64 `[slots]`."""
+    def next_step(self) -> Tensor:
+        """Goes on to another step of the budget. Returns the tokens by now of the slots that were masked at first,
+        canvas after canvas, int64 `[slots]`."""
+        self._steps_left -= 1
         return self._ids.view(-1)[self._places]
 
     def put_back(self) -> None:
