@@ -17,6 +17,9 @@ def interpreted(file: Path, least: int) -> None:
     environment = dict(os.environ) | {
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
+        # The interpreter's products are NumPy's, whose bits depend on where a row stands in a tile with OpenBLAS's
+        # kernels for AVX2 (Haswell, Zen); with these they do not.
+        "OPENBLAS_CORETYPE": "Nehalem",
         "TRITON_INTERPRET": "1",
         "STEPDIAL_KERNELS": "triton",
     }
