@@ -134,15 +134,18 @@ async def serve(
                 if told is not None:
                     told(len(event.token_ids))
             else:
-                _finish(policy, outcome, event, text, (perf_counter() - due_at_s) * 1e3)
+                latency_ms = (perf_counter() - due_at_s) * 1e3
+                _finish(outcome, event, text, latency_ms)
+                # The other answers that ended in the same forward come first.
+                await asyncio.sleep(0)
+                policy.learn(request, event, latency_ms)
 
 
-def _finish(policy: Policy, outcome: Outcome, event: Finished, text: str, latency_ms: float) -> None:
+def _finish(outcome: Outcome, event: Finished, text: str, latency_ms: float) -> None:
     outcome.latency_ms = latency_ms
     outcome.right = text.strip() == outcome.request.answer.strip()
     outcome.accelerator_ms = event.report.accelerator_ms
     outcome.entries = event.report.plan
-    policy.learn(outcome.request, event, latency_ms)
 
 
 async def open_loop(engine: Engine, policy: Policy, arrivals: Sequence[Arrival], end_s: float) -> list[Outcome]:

@@ -42,7 +42,8 @@ class Experience:
 
     Attributes:
         lengths: of answers, by tier, rung and prompt length. calibration: actual over predicted latencies.
-        overhead_ms, idle_overhead_ms: what the path adds, its p95, and its p10 for when nothing else goes on.
+        overhead_ms, idle_overhead_ms: what the path adds after planning, its p95, and its p10 for when nothing else
+            goes on.
     """
 
     def __init__(self, expected_output_tokens: int) -> None:
@@ -54,8 +55,10 @@ class Experience:
     def learn(self, job: Job, planned: Planned, answered: Answered) -> None:
         """Remembers an answer."""
         if not answered.replanned:
-            self.overhead_ms.observe(answered.overhead_ms)
-            self.idle_overhead_ms.observe(answered.overhead_ms)
+            # What had passed by then was known to the plan, and no part of what it had to expect.
+            overhead_ms = max(0.0, answered.overhead_ms - planned.elapsed_ms)
+            self.overhead_ms.observe(overhead_ms)
+            self.idle_overhead_ms.observe(overhead_ms)
         rungs = rungs_used(answered.entries)
         first = planned.plan.first
         kept = len(rungs) == 1 and rungs[0].policy() == first.policy()

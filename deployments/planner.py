@@ -37,7 +37,8 @@ class Ask:
     Attributes:
         lengths: output tokens to expect, one per rung of the menu.
         qualities: to promise at the request's temperature, one per rung of the menu; None outside the calibrated range.
-        extra_ms: p95 of what the HTTP path adds, and what has passed since arrival.
+        extra_ms: p95 of what the HTTP path adds from now on, and what has passed since arrival.
+        elapsed_ms: what of that has passed.
         idle_extra_ms: what the HTTP path adds when nothing else goes on; decides whether a refusal is for good.
         cached: tokens of the prompt that a replica has in its shared pages, by replica.
         scales: what predictions of a mode have to be multiplied with, from experience.
@@ -51,6 +52,7 @@ class Ask:
     qualities: tuple[float | None, ...]
     extra_ms: float
     idle_extra_ms: float
+    elapsed_ms: float = 0.0
     cached: Mapping[str, int] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
     weight: float = 1.0
@@ -63,7 +65,7 @@ class Planned:
     Attributes:
         prediction: of its first rung there, seconds in the engine, experience applied.
         length: what it reckons with. cached: prompt tokens that the replica is taken to have.
-        scale: what experience multiplied the prediction's p95 with.
+        scale: what experience multiplied the prediction's p95 with. elapsed_ms: from arrival to the plan.
     """
 
     plan: Plan
@@ -72,6 +74,7 @@ class Planned:
     length: Length
     cached: int = 0
     scale: float = 1.0
+    elapsed_ms: float = 0.0
 
     @property
     def replica(self) -> str:
@@ -181,7 +184,7 @@ def _planned(
     )
     names = tuple(loads[place].replica for place in ranked)
     scale = ask.scales.get(ask.menu.table.modes[lead], 1.0)
-    return Planned(plan, names, prediction, length, ask.cached.get(names[0], 0), scale)
+    return Planned(plan, names, prediction, length, ask.cached.get(names[0], 0), scale, ask.elapsed_ms)
 
 
 def ladder_from(menu: Menu, lead: int, in_time: bool) -> tuple[tuple[Rung, ...], int]:

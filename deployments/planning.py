@@ -117,6 +117,7 @@ class Planning:
             qualities=tuple(self.quality.expected_quality(rung, job.options.temperature) for rung in menu.rungs),
             extra_ms=overhead_ms + elapsed_ms,
             idle_extra_ms=min(self.experience.idle_overhead_ms.value, overhead_ms + elapsed_ms),
+            elapsed_ms=elapsed_ms,
             cached={replica: page * pages for replica, pages in PREFIXES.cached_pages(job.page_keys).items()},
             scales={mode: experience.scale(job.tier.name, goal.bounded, mode) for mode in menu.table.modes},
             weight=job.weight,

@@ -4,8 +4,10 @@ A forward costs what `engine/cost_model.py` says, as each replica has fitted it.
 tokens-per-forward of them. Others ride in the same forwards, so they make each one longer, and some are in front of
 it, but both together are no more than the work that they have in all.
 
-The spread has two sources that know nothing of each other, the answer's length and the machine, so p95 / p50 is
-exp(hypot(ln length ratio, ln machine ratio)): their logarithms add as independent deviations do.
+The spread of the forwards has two sources that know nothing of each other, the answer's length and the machine, so
+p95 / p50 is exp(hypot(ln length ratio, ln machine ratio)): their logarithms add as independent deviations do. Before
+that the forward under way has to end, of which half is left on average; how much is independent of both, so that the
+distances of p95 from p50 add in the same way.
 """
 
 from __future__ import annotations
@@ -196,7 +198,6 @@ def predict_all(
         seconds: Floats = prompt_s + count * forward_s + np.minimum(wait_s + others_s * (count + chunks), queue_s)
         return seconds
 
-    # A newcomer waits for the forward that is under way, half of it on average.
     ridden_s = together_s(forwards, median_forward_s)
     # One forward's tail averages out over many; a mode's own spread does not.
     tails = loads.tails_of(rungs)
@@ -204,9 +205,11 @@ def predict_all(
     longest_forward_s = own_s + context_s / 2 * reckoned
     long_s = together_s(rungs.forwards(reckoned, rates), longest_forward_s)
     spread = np.hypot(np.log(np.maximum(long_s / ridden_s, 1.0)), np.log(machine))
-    p95_s = entry_s + ridden_s * np.exp(spread)
+    # A newcomer waits for the forward that is under way, half of it on average.
+    p50_s = entry_s / 2 + ridden_s
+    p95_s = p50_s + np.hypot(entry_s / 2, ridden_s * np.expm1(spread))
     first = np.minimum(forwards, rungs.first_forwards)
-    first_s = entry_s + together_s(first, own_s)
+    first_s = together_s(first, own_s)
     first_tails = np.maximum(tails, 1.0 + loads.machine / np.sqrt(first + chunks))
     read = np.minimum(unread, loads.chunk)
     accelerator_s = (prompt_s + chunks * others_s) * read / (slots + read)
@@ -219,10 +222,10 @@ def predict_all(
     crowded_s = np.where(added_s > loads.room_s, KEPT * (loads.bare_s + others_s) * added_s / loads.room_s, 0.0)
     first_kept = np.maximum(first, 1.0) + chunks
     return Predictions(
-        p50_s=entry_s / 2 + ridden_s,
+        p50_s=p50_s,
         p95_s=p95_s,
         kept_s=np.maximum(SAFETY * (kept * forward_s + read_s), kept * crowded_s) + loads.slip_s,
-        first_text_p95_s=np.minimum(first_s * first_tails, p95_s),
+        first_text_p95_s=np.minimum(entry_s / 2 + first_s + np.hypot(entry_s / 2, first_s * (first_tails - 1)), p95_s),
         first_text_kept_s=first_kept * np.maximum(SAFETY * (forward_s + read_s / kept), crowded_s)
         + read_s
         + loads.slip_s,

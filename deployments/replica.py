@@ -99,9 +99,10 @@ class Replica:
                     if isinstance(event, Delta):
                         yield Piece(event.token_ids, event.text, self.load().to_dict())
                     else:
-                        if options.latency_slo_ms is not None:
-                            self._learn(plan, request.size, event, load, time.perf_counter() - begun)
+                        latency_s = time.perf_counter() - begun
                         yield self._done(event)
+                        if options.latency_slo_ms is not None:
+                            self._learn(plan, request.size, event, load, latency_s)
         except InvalidRequest as error:
             yield Invalid(error.field, error.message)
         except QueueFull:

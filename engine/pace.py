@@ -178,6 +178,13 @@ class Pacing:
         growth = float((owns_s / needed_s) @ (duty < 1.0))
         return float(owns_s @ duty), growth, float(self._limits_s.take(at).min())
 
+    def added_at_s(self, forwards_s: Floats) -> Floats:
+        """What the riders add to forwards of several lengths, each on its step for it."""
+        at = (self._limits_s >= forwards_s[:, None, None]).argmax(axis=2) + self._starts
+        duty = np.minimum(1.0, forwards_s[:, None] / self._needed_s.take(at))
+        added_s: Floats = (self._owns_s.take(at) * duty).sum(axis=1)
+        return added_s
+
     def may_fit(self, forward_s: float, most_s: float) -> list[int]:
         """For a single rider: steps on which it may be in time beside others with a mean forward of `forward_s`, whom
         more than `most_s` would make late.
@@ -261,9 +268,9 @@ def room_s(parts: Sequence[Pacing], fixed_s: float, forward_s: float, most_s: fl
     ends_s = ends_s[(ends_s > forward_s) & (ends_s < most_s)]
     if len(ends_s) > MOST_LOOKS:
         ends_s = ends_s[np.linspace(0, len(ends_s) - 1, MOST_LOOKS).astype(int)]
-    lengths_s: list[float] = [*ends_s.tolist(), most_s]
-    lefts_s = [length_s - fixed_s - sum(part.added_s(length_s)[0] for part in parts) for length_s in lengths_s]
-    return max(0.0, *lefts_s)
+    lengths_s = np.append(ends_s, most_s)
+    added_s: Floats = sum((part.added_at_s(lengths_s) for part in parts), np.zeros(len(lengths_s)))
+    return float(max(0.0, (lengths_s - fixed_s - added_s).max()))
 
 
 def ride(riders: Riders, table: StepTable, fixed_s: float) -> Ride:

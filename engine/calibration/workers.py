@@ -62,10 +62,10 @@ def measure_all(jobs: Sequence[Job], settings: WorkerSettings, workers: int, tit
 
     Raises whatever a worker raised, and StepdialError where one was killed.
     """
+    # Threads that spin while they wait would take the other workers' cores. Results name it: set without jobs too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not jobs:
         return
-    # Threads that spin while they wait would take the other workers' cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     context = multiprocessing.get_context("spawn")
     notes: Queue[Note] = context.Queue()
     stop = context.Event()

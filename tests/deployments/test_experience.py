@@ -74,8 +74,22 @@ def test_the_path_is_measured_on_answers_that_went_straight_to_their_replica(pla
         planning.experience.learn(job, plan, answered(plan.plan.first, 50.0, overhead_ms=900.0, replanned=True))
     assert planning.experience.overhead_ms.value == before
     for _ in range(ENOUGH):
-        planning.experience.learn(job, plan, answered(plan.plan.first, 50.0, overhead_ms=4.0))
-    assert planning.experience.overhead_ms.value == 4.0
+        planning.experience.learn(job, plan, answered(plan.plan.first, 50.0, overhead_ms=4.0 + plan.elapsed_ms))
+    assert planning.experience.overhead_ms.value == pytest.approx(4.0), "what had passed is no part of it"
+
+
+def test_what_has_passed_when_a_plan_is_made_is_added_once(planning: Planning) -> None:
+    fields = {"model": "stepdial-tiny", "prompt": [10, 11, 12], "max_tokens": 64}
+    parsed = parse_options(CompletionRequest, fields)
+    assert isinstance(parsed, CompletionRequest)
+    job = planning.job(parsed, {}, "id", time.perf_counter() - 5.0)
+    plan = planning.plan(job, [LOAD])
+    assert isinstance(plan, Planned)
+    assert 5000.0 <= plan.elapsed_ms < 6000.0
+    for _ in range(ENOUGH):
+        planning.experience.learn(job, plan, answered(plan.plan.first, 50.0, overhead_ms=5000.0))
+    assert planning.experience.overhead_ms.value == 0.0, "all of it had passed"
+    assert planning.ask(job).extra_ms == pytest.approx(planning.ask(job).elapsed_ms, abs=50.0)
 
 
 def test_answers_that_a_limit_cut_do_not_shorten_what_is_expected(planning: Planning) -> None:
