@@ -22,8 +22,10 @@ from engine.pace import (
     Riders,
     Step,
     StepTable,
+    longest_s,
     mean_forward_s,
     ride,
+    room_s,
 )
 
 BASE_S = 2e-3
@@ -131,6 +133,24 @@ def test_some_before_the_others_make_no_difference(riders: list[Rider], first: i
     found_s = mean_forward_s([former, newcomers], BASE_S, alone_s)
     shortest_s = first_rest_s(*riders)
     assert alone_s * (1 - 1e-9) <= found_s <= shortest_s * (1 + 2 * ENOUGH)
+
+
+@given(RIDERS, st.lists(st.floats(1e-4, 1.0), min_size=1, max_size=5))
+def test_forwards_of_several_lengths_are_looked_at_as_each_of_them(riders: list[Rider], lengths_s: list[float]) -> None:
+    pacing = Pacing(*rows_of(*riders))
+    together_s = pacing.added_at_s(np.array(lengths_s))
+    assert together_s == pytest.approx([pacing.added_s(length_s)[0] for length_s in lengths_s])
+
+
+@given(RIDERS, RIDERS)
+def test_who_adds_no_more_than_the_room_makes_nobody_worse_off(riders: list[Rider], more: list[Rider]) -> None:
+    parts = [Pacing(*rows_of(*some)) for some in (riders, more)]
+    forward_s = mean_forward_s(parts, BASE_S)
+    most_s = longest_s(parts, forward_s)
+    left_s = room_s(parts, BASE_S, forward_s, most_s)
+    assert left_s >= 0
+    if 0 < left_s < inf:
+        assert mean_forward_s(parts, BASE_S + left_s) <= most_s * (1 + 2 * ENOUGH)
 
 
 @given(RIDERS)
