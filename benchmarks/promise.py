@@ -145,7 +145,7 @@ class Run:
                 arrivals = trace(requests_of(tokenizer, setup.slos, seed), load * setup.saturation, duration_s, seed)
                 others = [name for name in made if name != STEPDIAL]
                 order.shuffle(others)
-                # What Stepdial promises is about the saturation that was measured just now; minutes later it is another.
+                # Its promises are about the saturation that was measured just now; minutes later it is another.
                 for name in [STEPDIAL, *others]:
                     self._one_cell(
                         *made[name], Cell(name, load, seed, duration_s, duration_s + options.drain, []), arrivals
