@@ -1,8 +1,9 @@
 """Who gets the slots of the next forward. Pure: plain data in, plain data out.
 
 The tightest pace goes first, and the forward grows no longer than that. Who is nearly as tight (`HOLD`) takes part in
-any case, and so does, one at a time, who has no deadline and has waited for `PATIENCE` forwards. Looser deadlines and
-then sequences without one fill what is left, these longest waiting first.
+any case; a looser deadline and then sequences without one fill what is left, these longest waiting first. One that has
+waited for `PATIENCE` forwards takes part on top of that: where it took a place from looser deadlines instead, fewer of
+them were in time.
 """
 
 from __future__ import annotations
@@ -84,14 +85,14 @@ def share_slots(
     for want in ordered:
         if want.pace_s <= tight_s:
             forward.add(want, insist=True)
-    overdue = max(patient, key=lambda want: want.waited, default=None)
-    if timed and overdue is not None and overdue.waited >= PATIENCE:
-        patient.remove(overdue)
-        forward.add(overdue, insist=True)
     for want in ordered:
         if want.pace_s > tight_s:
             # However long one of them takes alone, a forward has to have somebody in it.
             forward.add(want, insist=not forward.grants)
+    overdue = max(patient, key=lambda want: want.waited, default=None)
+    if timed and overdue is not None and overdue.waited >= PATIENCE:
+        patient.remove(overdue)
+        forward.add(overdue, insist=True)
     for want in patient:
         forward.add(want, insist=not forward.grants)
     return forward.grants

@@ -155,13 +155,19 @@ def test_whoever_has_a_deadline_rides_and_the_others_only_up_to_the_tightest_pac
     if not timed:
         return
     by_name = {want.name: want for want in asked}
-    # Whatever the pace: those nearly as tight, with the smallest chunk of their prompts, and who has waited too long.
-    insisted = sum(
-        COST.own_s(grant.tokens, by_name[grant.name].context)
-        for grant in grants
-        if by_name[grant.name].pace_s <= hold * tightest or by_name[grant.name].waited >= PATIENCE
-    )
-    assert seconds(asked, grants) <= max(tightest, COST.base_s + insisted) + 1e-12
+    own_s = {grant.name: COST.own_s(grant.tokens, by_name[grant.name].context) for grant in grants}
+    # Whatever the pace: those nearly as tight, with the smallest chunk of their prompts, and one who waited too long.
+    insisted = sum(own_s[name] for name in own_s if by_name[name].pace_s <= hold * tightest)
+    overdue = max((own_s[name] for name in own_s if by_name[name].waited >= PATIENCE), default=0.0)
+    assert seconds(asked, grants) <= max(tightest, COST.base_s + insisted) + overdue + 1e-12
+
+
+def test_who_has_waited_too_long_rides_on_top_of_looser_deadlines() -> None:
+    tight, loose = Want(0, 1, False, 0, 0.0, pace_s=3e-3), Want(1, 1, False, 0, 1.0, context=1001, pace_s=5e-3)
+    waited = Want(2, 1, False, PATIENCE, 2.0)
+    grants = share_slots([waited, loose, tight], MAX_TOKENS, 32, hold=1.0)
+    assert [grant.name for grant in grants] == [0, 1, 2]
+    assert seconds([waited, loose, tight], grants) > tight.pace_s
 
 
 @given(timed_wants(), CHUNKS)
