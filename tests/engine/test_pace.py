@@ -142,7 +142,7 @@ def test_forwards_of_several_lengths_are_looked_at_as_each_of_them(riders: list[
     assert together_s == pytest.approx([pacing.added_s(length_s)[0] for length_s in lengths_s])
 
 
-@given(RIDERS, RIDERS)
+@given(ON_ONE_STEP, ON_ONE_STEP)
 def test_who_adds_no_more_than_the_room_makes_nobody_worse_off(riders: list[Rider], more: list[Rider]) -> None:
     parts = [Pacing(*rows_of(*some)) for some in (riders, more)]
     forward_s = mean_forward_s(parts, BASE_S)
