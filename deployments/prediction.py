@@ -198,6 +198,12 @@ def predict_all(
         seconds: Floats = prompt_s + count * forward_s + np.minimum(wait_s + others_s * (count + chunks), queue_s)
         return seconds
 
+    def with_entry_s(forwards_s: Floats, tail: Floats) -> Floats:
+        """The p95 of forwards whose own is `tail` times their median, after the one that a newcomer finds under way:
+        half of that is left on average."""
+        seconds: Floats = entry_s / 2 + forwards_s + np.hypot(entry_s / 2, forwards_s * (tail - 1))
+        return seconds
+
     ridden_s = together_s(forwards, median_forward_s)
     # One forward's tail averages out over many; a mode's own spread does not.
     tails = loads.tails_of(rungs)
@@ -205,9 +211,7 @@ def predict_all(
     longest_forward_s = own_s + context_s / 2 * reckoned
     long_s = together_s(rungs.forwards(reckoned, rates), longest_forward_s)
     spread = np.hypot(np.log(np.maximum(long_s / ridden_s, 1.0)), np.log(machine))
-    # A newcomer waits for the forward that is under way, half of it on average.
-    p50_s = entry_s / 2 + ridden_s
-    p95_s = p50_s + np.hypot(entry_s / 2, ridden_s * np.expm1(spread))
+    p95_s = with_entry_s(ridden_s, np.exp(spread))
     first = np.minimum(forwards, rungs.first_forwards)
     first_s = together_s(first, own_s)
     first_tails = np.maximum(tails, 1.0 + loads.machine / np.sqrt(first + chunks))
@@ -222,10 +226,10 @@ def predict_all(
     crowded_s = np.where(added_s > loads.room_s, KEPT * (loads.bare_s + others_s) * added_s / loads.room_s, 0.0)
     first_kept = np.maximum(first, 1.0) + chunks
     return Predictions(
-        p50_s=p50_s,
+        p50_s=entry_s / 2 + ridden_s,
         p95_s=p95_s,
         kept_s=np.maximum(SAFETY * (kept * forward_s + read_s), kept * crowded_s) + loads.slip_s,
-        first_text_p95_s=np.minimum(entry_s / 2 + first_s + np.hypot(entry_s / 2, first_s * (first_tails - 1)), p95_s),
+        first_text_p95_s=np.minimum(with_entry_s(first_s, first_tails), p95_s),
         first_text_kept_s=first_kept * np.maximum(SAFETY * (forward_s + read_s / kept), crowded_s)
         + read_s
         + loads.slip_s,

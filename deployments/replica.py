@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -99,10 +100,13 @@ class Replica:
                     if isinstance(event, Delta):
                         yield Piece(event.token_ids, event.text, self.load().to_dict())
                     else:
-                        latency_s = time.perf_counter() - begun
-                        yield self._done(event)
                         if options.latency_slo_ms is not None:
-                            self._learn(plan, request.size, event, load, latency_s)
+                            latency_s = time.perf_counter() - begun
+                            # Once the end is on its way, and not after the yield: the router closes the stream then.
+                            asyncio.get_running_loop().call_soon(
+                                self._learn, plan, request.size, event, load, latency_s
+                            )
+                        yield self._done(event)
         except InvalidRequest as error:
             yield Invalid(error.field, error.message)
         except QueueFull:
