@@ -27,7 +27,7 @@ class ReplicaLoad:
         timed_room_s: what a newcomer may add to it before one of them is worse off; None where nobody would be.
         slip_s: by how much its admission takes deadlines to be earlier than they are (`engine/outlook.py`).
         step_s: duration of a recent forward with all the engine's own work, which a newcomer may have to wait for; 0
-            where there was none.
+            where there was none. timed_share: of its time of late, what went to requests with a deadline.
         cost: the fitted cost of a forward. tail_ratio: its p95 over its median.
         prefill_chunk: most prompt tokens of one sequence in a forward.
         latency_tail: p95 of actual over predicted latency, by mode, as this replica measured it.
@@ -47,6 +47,7 @@ class ReplicaLoad:
     timed_room_s: float | None = None
     slip_s: float = 0.0
     step_s: float = 0.0
+    timed_share: float = 0.0
     cost: ForwardCost = field(default_factory=ForwardCost)
     tail_ratio: float = 1.5
     prefill_chunk: int = 256
@@ -91,6 +92,7 @@ def load_met(before: ReplicaLoad, after: ReplicaLoad, latency_s: float) -> Repli
         sequences=(before.sequences + after.sequences) // 2,
         context=(before.context + after.context) / 2,
         queue_s=max(before.queue_s, latency_s),
+        timed_share=0.0,
     )
 
 
@@ -119,6 +121,7 @@ class LoadMeter:
             timed_room_s=stats.timed_room_s,
             slip_s=stats.slip_s,
             step_s=stats.step_s,
+            timed_share=stats.timed_share,
             cost=ForwardCost.from_dict(stats.cost_model["cost"]),
             tail_ratio=stats.cost_model["tail_ratio"],
             prefill_chunk=self.prefill_chunk,

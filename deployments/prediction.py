@@ -8,6 +8,9 @@ The spread of the forwards has two sources that know nothing of each other, the 
 p95 / p50 is exp(hypot(ln length ratio, ln machine ratio)): their logarithms add as independent deviations do. Before
 that the forward under way has to end, of which half is left on average; how much is independent of both, so that the
 distances of p95 from p50 add in the same way.
+
+Who comes later and has a deadline goes before a request without one. The share of the time that went to deadlines of
+late is lost to that as long as it is there: its own work, and what it finds there without a deadline, has the rest.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ Floats = NDArray[np.float64]
 
 LEAST_ROOM = 1e-3
 """Of a forward's base: less room counts as that, so that a refusal always has a deadline to offer, however far."""
+MOST_TIMED = 0.9
+"""The share of the time that deadlines take, at most: a queue that grows has no end that could be predicted."""
 UNKNOWN = 1e-12
 """Tokens per forward of which nothing is known: so few that the most forwards possible are what counts."""
 
@@ -143,7 +148,8 @@ class LoadTable:
 
     Attributes:
         loads: those that any request meets. timed: those after them, as a request with a deadline meets them, for which
-            those without one make room.
+            those without one make room. patient, stretch: of the work in front of a request without a deadline the
+            part without one, 0..1, and by how much those who come later and go first make both longer; else 1.
     """
 
     def __init__(
@@ -157,6 +163,8 @@ class LoadTable:
             self.base_s, self.token_s, self.context_s, self.others_s, self.queue_s, self.entry_s, self.slots,
             self.wait_s, self.chunk, self.machine, self.slip_s, self.bare_s, self.room_s,
         ) = np.array(rows).T  # fmt: skip
+        overtaken = [(1.0, 1.0)] * len(rows) if timed else [_overtaken(load) for load in loads]
+        self.patient, self.stretch = np.array(overtaken).T
         # What was learned of latencies is what the engine's scheduling made of them; whether a deadline can be kept is
         # reckoned as the engine will reckon it.
         self.tails: list[Mapping[str, float]] = [*(load.latency_tail for load in loads), *({} for _ in timed)]
@@ -195,7 +203,9 @@ def predict_all(
 
     def together_s(count: Floats, forward_s: Floats) -> Floats:
         """So many forwards after the prompt, with what others make of them."""
-        seconds: Floats = prompt_s + count * forward_s + np.minimum(wait_s + others_s * (count + chunks), queue_s)
+        own = prompt_s + count * forward_s
+        others = np.minimum(wait_s + others_s * (count + chunks), queue_s)
+        seconds: Floats = np.maximum(own + others, (own + loads.patient * others) * loads.stretch)
         return seconds
 
     def with_entry_s(forwards_s: Floats, tail: Floats) -> Floats:
@@ -282,6 +292,12 @@ def _load_row(load: ReplicaLoad, timed: bool = False, within_room: bool = False)
         cost.base_s,
         math.inf if room_s is None or not within_room else max(room_s, LEAST_ROOM * cost.base_s),
     )
+
+
+def _overtaken(load: ReplicaLoad) -> tuple[float, float]:
+    """`LoadTable.patient` and `stretch` for a request without a deadline."""
+    timed = min(1.0, load.timed_s / load.queue_s) if load.queue_s else 0.0
+    return 1.0 - timed, 1.0 / (1.0 - min(load.timed_share, MOST_TIMED))
 
 
 def _column(values: Iterable[float]) -> Floats:

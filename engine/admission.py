@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.decoding.rung_choice import ladder_of, steps_down
+from engine.decoding.rung_choice import ladder_of
 from engine.pace import Pacing, Riders, StepTable, mean_forward_s
 
 if TYPE_CHECKING:
@@ -63,10 +63,10 @@ class Admission:
 
         The best quality first, from the plan's own start on; None where the request cannot be kept on any rung.
         """
-        outlook, plan = self.outlook, newcomer.plan
+        plan = newcomer.plan
         ladder = ladder_of((plan.first,) if plan.pinned else plan.ladder)
         group = 0 if plan.pinned else ladder.group_of(plan.start)
-        steps = steps_down(ladder, outlook.worth(ladder, company.crowd), company.price, group)
+        steps = company.prices.steps(ladder, group)
         table = StepTable([steps])
         alone = self._rider(newcomer)
         own = Pacing(alone, table)

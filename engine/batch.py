@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
@@ -102,10 +103,9 @@ def build_batch(
     """
     heads_per_kv_head = heads // kv_heads
     tokens: list[int] = []
-    positions: list[np.ndarray] = []
-    slots: list[np.ndarray] = []
     drafts: list[int] = []
     groups: list[AttentionGroup] = []
+    order: list[int] = []
     first_row = [0] * len(segments)
     for rows, keys, members in _groups(segments, heads):
         start_row = len(tokens)
@@ -118,15 +118,14 @@ def build_batch(
             tokens += segment.tokens
             if segment.drafted:
                 drafts += range(first_row[index], len(tokens))
-        starts = np.array([segments[index].start for index in members])[:, None]
-        position = starts + np.arange(rows)
+        order += members
         key_slots = (table[:, :, None] * page_size + np.arange(page_size)).reshape(len(members), -1)[:, :keys]
-        positions.append(position.reshape(-1))
-        slots.append(key_slots[np.arange(len(members))[:, None], position].reshape(-1))
-        causal = np.array([rows > 1 and segments[index].causal for index in members])
+        starts = np.array([segments[index].start for index in members])[:, None]
+        causal = [rows > 1 and segments[index].causal for index in members]
         reach = starts + rows
-        if causal.any():
-            reach = np.where(causal[:, None], starts + _folded_offsets(rows, heads_per_kv_head) + 1, reach)
+        if any(causal):
+            offsets = _folded_offsets(rows, heads_per_kv_head)
+            reach = np.where(np.array(causal)[:, None], starts + offsets + 1, reach)
         groups.append(
             AttentionGroup(
                 start=start_row,
@@ -139,11 +138,12 @@ def build_batch(
         )
     count = len(tokens)
     padding = np.zeros(padded_rows(count, fewest_rows) - count, dtype=np.int64)
+    positions, slots = _places([segments[index] for index in order], page_size)
     wanted = [first_row[index] + offset for index, segment in enumerate(segments) for offset in segment.wanted]
     return ForwardBatch(
         token_ids=torch.from_numpy(np.concatenate((tokens, padding))),
-        positions=torch.from_numpy(np.concatenate((*positions, padding))),
-        slots=torch.from_numpy(np.concatenate((*slots, padding))),
+        positions=torch.from_numpy(np.concatenate((positions, padding))),
+        slots=torch.from_numpy(np.concatenate((slots, padding))),
         groups=groups,
         draft_rows=_padded(drafts) if drafts else None,
         draft_count=len(drafts),
@@ -153,6 +153,24 @@ def build_batch(
         query_tokens=count,
         context_tokens=sum(segment.end for segment in segments),
     )
+
+
+def _places(segments: Seq[Segment], page_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and K/V slots of the segments' tokens, one after the other: int64 `[tokens]` each."""
+    counts = np.array([len(segment.tokens) for segment in segments])
+    first_page = [segment.start // page_size for segment in segments]
+    held = [
+        segment.pages[first : (segment.end - 1) // page_size + 1]
+        for first, segment in zip(first_page, segments, strict=True)
+    ]
+    pages = np.array(list(chain.from_iterable(held)))
+    starts = np.array([segment.start for segment in segments])
+    # Of each segment: where its tokens and its pages begin among all of them.
+    ends = np.cumsum(counts)
+    positions = np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
+    before = np.array([0, *accumulate(len(some) for some in held[:-1])]) - np.array(first_page)
+    slots = pages[positions // page_size + np.repeat(before, counts)] * page_size + positions % page_size
+    return positions, slots
 
 
 def _groups(segments: Seq[Segment], heads: int) -> list[tuple[int, int, list[int]]]:

@@ -21,6 +21,7 @@ from engine.plan import PlanEntry, Rung
 from engine.postprocess import Postprocessor, Work
 from engine.scheduler import Want, share_slots
 from engine.sequence import Phase, Sequence
+from engine.share import Share
 from engine.stats import Counters
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ PATIENCE_S = 30.0
 """Seconds after which a sequence without a deadline is given memory like one whose deadline has come."""
 PATIENT_BESIDE = 32
 """Sequences without a deadline that run at a time beside some with one: about what fills a forward."""
+SHARE_OVER_S = 3.0
+"""Seconds over which `timed_time` forgets: some of the arrivals of now, not the next burst alone."""
 MOST_OF_IT = 0.75
 """The share of a forward's slots that says what kind of forward it is."""
 NEWEST = 0.05
@@ -53,6 +56,7 @@ class EngineCore:
     Attributes:
         view: what the loop saw before its last forward; None where it did not look, or nobody is left.
         ends_s: when the forward under way is predicted to end, engine clock. step_s: a recent step's duration.
+        timed_time: how much of the time goes to sequences with a deadline.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class EngineCore:
         self.view: View | None = None
         self.ends_s = -inf
         self.step_s = 0.0
+        self.timed_time = Share(SHARE_OVER_S)
         self._last_deadline_s = -inf
         self._came = False  # whether somebody waits who has not been put in order
 
@@ -129,8 +134,12 @@ class EngineCore:
             self.cost_model.observe(batch.query_tokens, batch.context_tokens, len(work), step_s / steps, length)
             self.counters.busy_s += step_s
             self.step_s += (step_s - self.step_s) * (NEWEST if self.step_s else 1.0)
+            timed = sum(len(item.segment.tokens) for item in work if item.sequence.timed)
+            self.timed_time.add(begun + step_s, step_s * timed / batch.query_tokens)
+            # Until the next one has been laid out, which is when it is known better.
+            self.ends_s = begun + step_s + self.step_s
         if self.idle:
-            self.view = None
+            self.view, self.ends_s = None, -inf
         return events
 
     def _steps_in_a_row(self, work: list[Work]) -> int:

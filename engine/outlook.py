@@ -6,7 +6,7 @@ the sequences' state, the fitted cost of a forward and the measured tokens per f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from math import inf
@@ -26,7 +26,19 @@ from engine.decoding.rung_choice import (
     tokens_ahead,
     worth_of,
 )
-from engine.pace import NO_PACING, NO_STEPS, NOBODY, Pacing, Ride, Riders, StepTable, longest_s, mean_forward_s, room_s
+from engine.pace import (
+    NO_PACING,
+    NO_STEPS,
+    NOBODY,
+    Pacing,
+    Ride,
+    Riders,
+    Step,
+    StepTable,
+    longest_s,
+    mean_forward_s,
+    room_s,
+)
 from engine.scheduler import HOLD, PATIENCE
 
 if TYPE_CHECKING:
@@ -46,15 +58,32 @@ MOST_SLIP = 16.0
 """The longest `slip_s`, in bases of a forward."""
 
 
+class Prices:
+    """The steps of ladders at the engine's present price, worked out once for all who ask."""
+
+    def __init__(self, worth: Callable[[Ladder], Worth], price: float) -> None:
+        """`worth`: of a ladder's rungs in the present crowd. `price`: tokens that a second of the engine is worth."""
+        self._worth = worth
+        self._price = price
+        self._steps: dict[tuple[Ladder, int], tuple[Step, ...]] = {}
+
+    def steps(self, ladder: Ladder, first_group: int) -> tuple[Step, ...]:
+        """`steps_down` at the price."""
+        key = ladder, first_group
+        found = self._steps.get(key)
+        if found is None:
+            found = self._steps[key] = steps_down(ladder, self._worth(ladder), self._price, first_group)
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """The sequences with a deadline as riders of one forward.
 
     Attributes:
         timed: the sequences, `riders` and `pacing` in their order. fixed_s: of a forward, whoever rides: its base, and
-            the share of those without a deadline that have waited too long. price: tokens that a second of the engine
-            is worth.
-        crowd: of all sequences. best: the rung (index) of each ladder's best quality for those without a deadline.
+            the share of those without a deadline that have waited too long. prices: what rungs are worth among them.
+        best: the rung (index) of each ladder's best quality for those without a deadline.
     """
 
     timed: list[Sequence]
@@ -63,8 +92,7 @@ class View:
     pacing: Pacing
     ride: Ride
     fixed_s: float
-    price: float
-    crowd: Crowd
+    prices: Prices
     best: dict[Ladder, int]
 
 
@@ -74,15 +102,14 @@ class Company:
 
     Attributes:
         parts: their paces. forward_s: their mean forward. most_s: the longest in which all are as well off.
-        fixed_s, price, crowd: as in `View`.
+        fixed_s, prices: as in `View`.
     """
 
     parts: tuple[Pacing, ...]
     forward_s: float
     most_s: float
     fixed_s: float
-    price: float
-    crowd: Crowd
+    prices: Prices
 
     @property
     def room_s(self) -> float:
@@ -168,14 +195,15 @@ class Outlook:
         survey = self._survey(sequences)
         worth = {ladder: self.worth(ladder, survey.crowd) for ladder in survey.ladders}
         price = throughput(survey.free, worth, survey.pinned)
+        prices = Prices(lambda ladder: worth.get(ladder) or self.worth(ladder, survey.crowd), price)
         best = {ladder: self._best(ladder, values, price) for ladder, values in worth.items()}
         riders, table, pacing = NOBODY, NO_STEPS, NO_PACING
         if survey.timed:
-            table, rows = self._table(survey.timed, worth, price)
+            table, rows = _table(survey.timed, prices)
             riders = self._riders(survey.timed, rows, now)
             pacing = Pacing(riders, table)
         riding = pacing.ride(mean_forward_s([pacing], survey.fixed_s))
-        return View(survey.timed, riders, table, pacing, riding, survey.fixed_s, price, survey.crowd, best)
+        return View(survey.timed, riders, table, pacing, riding, survey.fixed_s, prices, best)
 
     def rungs(self, borders: Iterable[Sequence], view: View) -> dict[Sequence, Rung]:
         """The next rung of every sequence in `borders`, whose plans leave it open."""
@@ -209,11 +237,10 @@ class Outlook:
         parts: tuple[Pacing, ...] = (view.pacing,)
         forward_s = view.ride.forward_s
         if since:
-            worth = {ladder: self.worth(ladder, view.crowd) for ladder in {sequence.ladder for sequence in since}}
-            table, rows = self._table(since, worth, view.price)
+            table, rows = _table(since, view.prices)
             parts = view.pacing, Pacing(self._riders(since, rows, now), table)
             forward_s = mean_forward_s(parts, view.fixed_s, forward_s)
-        return Company(parts, forward_s, longest_s(parts, forward_s), view.fixed_s, view.price, view.crowd)
+        return Company(parts, forward_s, longest_s(parts, forward_s), view.fixed_s, view.prices)
 
     def backlog(self, sequences: Iterable[Sequence]) -> Backlog:
         """What is left to do for `sequences`.
@@ -222,31 +249,38 @@ class Outlook:
         ride in it, so it is paid for as many forwards as the longest sequence needs.
         """
         cost, meter = self.cost, self.meter
+        # As `ForwardCost.own_s`, without a call for each of hundreds of sequences.
+        bare_s, per_token_s, per_context_s = cost.own_s(0, 0), cost.per_token_s, cost.per_context_s
         rates: dict[int, float] = {}  # by the rung's identity: hundreds of sequences share a few
         mean_output = self._mean_output
         unread = slots = context = 0
         work_s = timed_work_s = longest = timed_longest = 0.0
         for sequence in sequences:
-            rung, length = sequence.rung, len(sequence.tokens)
+            rung, length, limits = sequence.rung, len(sequence.tokens), sequence.limits
+            block_length = rung.block_length
             rate = rates.get(id(rung))
             if rate is None:
                 rate = rates[id(rung)] = max(meter.expected(rung), 1e-3)
-            limits = sequence.limits
             # As much as recent answers had in all, however long it is already (what has not ended yet is no nearer to
             # its end), at most max_tokens; a sequence that nothing stops goes up to max_tokens.
-            left = limits.max_tokens - sequence.output_tokens
+            left = limits.max_tokens - length + sequence.prompt_tokens
             ahead = mean_output if mean_output < left and limits.stop_ids else left
-            forwards = max(1.0, ahead / rate)
-            to_read = sequence.prefill_target - sequence.cached
-            seconds = forwards * cost.own_s(rung.block_length, length) + cost.per_token_s * to_read
+            forwards = ahead / rate
+            if forwards < 1.0:
+                forwards = 1.0
+            to_read = length - sequence.has_pending - sequence.cached
+            own_s = bare_s + per_token_s * block_length + per_context_s * length
+            seconds = forwards * own_s + per_token_s * to_read
             unread += to_read
-            slots += rung.block_length
+            slots += block_length
             context += length
             work_s += seconds
-            longest = max(longest, forwards)
+            if forwards > longest:
+                longest = forwards
             if sequence.timed:
                 timed_work_s += seconds
-                timed_longest = max(timed_longest, forwards)
+                if forwards > timed_longest:
+                    timed_longest = forwards
         base_s = cost.base_s
         return Backlog(
             queue_s=base_s * longest + work_s,
@@ -255,12 +289,6 @@ class Outlook:
             slots=slots,
             context=context,
         )
-
-    def _table(self, timed: Seq[Sequence], worth: Mapping[Ladder, Worth], price: float) -> tuple[StepTable, list[int]]:
-        """The steps of every ladder and quality that occurs, and the row of each sequence."""
-        rows: dict[tuple[Ladder, int], int] = {}
-        found = [rows.setdefault((sequence.ladder, sequence.first_group), len(rows)) for sequence in timed]
-        return StepTable([steps_down(ladder, worth[ladder], price, group) for ladder, group in rows]), found
 
     def _riders(self, timed: Seq[Sequence], rows: Seq[int], now: float) -> Riders:
         expected_here = self._expected
@@ -344,3 +372,10 @@ class Outlook:
         if expected is not None:
             return expected
         return self._mean_output if sequence.limits.stop_ids else sequence.limits.max_tokens
+
+
+def _table(timed: Seq[Sequence], prices: Prices) -> tuple[StepTable, list[int]]:
+    """The steps of every ladder and quality that occurs, and the row of each sequence."""
+    rows: dict[tuple[Ladder, int], int] = {}
+    found = [rows.setdefault((sequence.ladder, sequence.first_group), len(rows)) for sequence in timed]
+    return StepTable([prices.steps(ladder, group) for ladder, group in rows]), found

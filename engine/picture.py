@@ -76,6 +76,7 @@ class Picture:
             timed_s=backlog.timed_s,
             slip_s=outlook.slip_s,
             step_s=core.step_s,
+            timed_share=core.timed_time.now(core.clock()),
             timed_forward_s=company.forward_s,
             timed_room_s=room_s if room_s < inf else None,
             forwards=counters.forwards,

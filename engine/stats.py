@@ -19,6 +19,7 @@ class EngineStats:
         timed_s: the same of those with a deadline. timed_forward_s, timed_room_s: the mean forward that keeps all their
             deadlines, and what a newcomer may add to it (`engine/pace.py`), seconds; None where nobody minds.
         slip_s: see `Outlook`. step_s: duration of a recent step, 0 before the first.
+        timed_share: of the time of late, what went to sequences with a deadline, 0..1.
         forwards, forward_s: forwards so far and seconds until what they chose was known; busy_s adds the engine's
             other work.
         slots: query tokens so far by kind (`prefill`, `draft`, `look`).
@@ -42,6 +43,7 @@ class EngineStats:
     timed_room_s: float | None = None
     slip_s: float = 0.0
     step_s: float = 0.0
+    timed_share: float = 0.0
     forwards: int = 0
     forward_s: float = 0.0
     busy_s: float = 0.0

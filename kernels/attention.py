@@ -9,6 +9,7 @@ batch: `folded_rows` and `padded_keys` keep MKL's matrix products in shapes whos
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -47,8 +48,9 @@ def padded_keys(reach: int) -> int:
     Keys past `reach` have weight exactly zero, so a row's bits change only where a product over more keys sums in
     another order: the last block is padded up to the next of the `KeyBlocks.safe` numbers.
     """
-    blocks, rest = divmod(reach, key_blocks().whole)
-    return blocks * key_blocks().whole + (next(keys for keys in key_blocks().safe if keys >= rest) if rest else 0)
+    cut = key_blocks()
+    rest = reach % cut.whole
+    return reach - rest + cut.safe[bisect_left(cut.safe, rest)] if rest else reach
 
 
 @lru_cache(maxsize=1)

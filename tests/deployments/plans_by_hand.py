@@ -90,6 +90,8 @@ def loads_of(name: str) -> st.SearchStrategy[ReplicaLoad]:
         context=st.floats(0, 20_000),
         cost=costs,
         tail_ratio=st.floats(1, 5),
+        timed_s=st.floats(0, 20),
+        timed_share=st.floats(0, 1),
     )
 
 

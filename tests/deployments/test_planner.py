@@ -19,7 +19,7 @@ from deployments.prediction import LoadTable, RungTable, predict_all
 from engine.admission import Admission, Newcomer
 from engine.cost_model import ForwardCost, ForwardCostModel
 from engine.decoding.rung_choice import Crowd
-from engine.outlook import Company, Outlook
+from engine.outlook import Company, Outlook, Prices
 from engine.pace import SAFETY, Pacing, Riders, Step, StepTable, longest_s, mean_forward_s
 from engine.plan import AR, Decoding, Plan, self_speculation
 from engine.request import GenerationOptions
@@ -265,7 +265,8 @@ def test_the_router_finds_no_want_of_room_where_the_replica_lets_somebody_in(
     present = Riders(places, places, tokens, lefts, never, nothing, nothing, nothing, np.ones(count))
     pacing = Pacing(present, StepTable([ladder]))
     forward_s = mean_forward_s([pacing], cost.base_s)
-    company = Company((pacing,), forward_s, longest_s([pacing], forward_s), cost.base_s, 0.0, Crowd(count + 1, 0.0))
+    prices = Prices(lambda ladder: outlook.worth(ladder, Crowd(count + 1, 0.0)), 0.0)
+    company = Company((pacing,), forward_s, longest_s([pacing], forward_s), cost.base_s, prices)
     newcomer = Newcomer(Plan(ladder=(AR,)), prompt, output, left_s)
     if Admission(outlook).rung_for(newcomer, company) is None:
         return

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.load import ReplicaLoad
-from deployments.prediction import Size, most_forwards, predict
+from deployments.prediction import LoadTable, RungTable, Size, most_forwards, predict, predict_all
 from engine.plan import Decoding, Rung, diffusion, self_speculation
 from tests.deployments.plans_by_hand import COST, LADDER, loads
 
@@ -79,6 +79,20 @@ def test_others_delay_by_no_more_than_the_work_that_they_have() -> None:
     load = ReplicaLoad("a", cost=COST, slots=960, queue_s=0.05, waiting=10, running=0)
     idle = predict(diffusion(32, 4), Size(50, 128), replace(load, slots=0, queue_s=0, waiting=0))
     assert abs(predict(diffusion(32, 4), Size(50, 128), load).p50_s - idle.p50_s - 0.05) < 1e-12
+
+
+def test_who_comes_later_and_goes_first_takes_its_share_of_the_time() -> None:
+    load = ReplicaLoad("a", cost=COST, queue_s=0.4, timed_s=0.1, slots=96, running=3)
+    alone, met = (predict(diffusion(32, 4), Size(50, 128), one).p50_s for one in (replace(load, slots=0), load))
+    others_s = met - alone
+    busy = predict(diffusion(32, 4), Size(50, 128), replace(load, timed_share=0.75)).p50_s
+    assert busy == pytest.approx((alone + 0.75 * others_s) / 0.25), "a quarter of what it finds has a deadline"
+    # What has a deadline is reckoned with those that are there: who comes later has to leave it its time.
+    table = LoadTable([replace(load, timed_share=0.75)], [load])
+    bounded = predict_all(RungTable((diffusion(32, 4),)), table, 50, [0, 0], [128], [128]).p50_s[0]
+    assert bounded[0] == pytest.approx(met)
+    unbounded = predict(diffusion(32, 4), Size(50, 128), replace(load, timed_share=1.0)).p50_s
+    assert unbounded < 20 * busy, "a queue that grows without end is no prediction"
 
 
 def test_known_forwards() -> None:
