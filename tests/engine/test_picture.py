@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,12 +69,35 @@ def test_whoever_comes_in_the_middle_of_a_forward_waits_for_its_end() -> None:
     assert engine.picture.rung_for(NEWCOMER.due_in(earliest_s - 0.1)) is None
 
 
+def test_right_after_a_forward_the_next_one_counts_as_under_way() -> None:
+    engine = busy(4)
+    left_s = engine.core.ends_s - engine.executor.now
+    assert left_s == pytest.approx(engine.core.step_s)
+    waiting_s = engine.picture.earliest_s(NEWCOMER)
+    engine.core.ends_s = engine.executor.now
+    assert waiting_s == pytest.approx(engine.picture.earliest_s(NEWCOMER) + left_s, rel=0.05)
+
+
+def test_the_share_of_time_spent_on_deadlines() -> None:
+    def share(timed: int, patient: int) -> float:
+        engine = busy(timed)
+        for _ in range(patient):
+            engine.core.add(sequence_in(engine, None))
+        for _ in range(3):
+            engine.core.step()
+        return engine.picture.stats().timed_share
+
+    assert share(0, 4) == 0.0
+    assert 0 < share(2, 6) < share(6, 2) < 1
+
+
 def test_an_engine_that_has_become_idle_is_as_good_as_a_new_one() -> None:
     engine = busy(6)
     assert engine.picture.company().forward_s > engine.cost.base_s
     while not engine.core.idle:
         engine.core.step()
     assert engine.core.view is None
+    assert engine.core.ends_s < engine.executor.now
     assert engine.picture.company().forward_s == engine.core.cost_model.cost.base_s
     assert engine.picture.stats().queue_s == 0
 
