@@ -127,8 +127,13 @@ def test_what_one_replica_refuses_the_next_one_takes(caller: httpx.Client, fille
     """A replica that was filled by others since the routers last heard of it, when it was idle, has the last word."""
     filler.fill.remote()
     ray.get(filler.filled.remote())
-    answers = [answer.json() for answer in burst(caller, None, requests=32) if answer.status_code == 200]
-    again = [one for one in answers if "planned again after a replica refused" in one["stepdial"]["reason"]]
+    again: list[dict[str, Any]] = []
+    # All that the filler has running may end at once, and there is room until it has asked again.
+    for _ in range(5):
+        answers = [answer.json() for answer in burst(caller, None, requests=32) if answer.status_code == 200]
+        again += [one for one in answers if "planned again after a replica refused" in one["stepdial"]["reason"]]
+        if again:
+            break
     assert again
     assert all(one["usage"]["completion_tokens"] == 32 for one in again)
 
