@@ -148,8 +148,9 @@ class LoadTable:
 
     Attributes:
         loads: those that any request meets. timed: those after them, as a request with a deadline meets them, for which
-            those without one make room. patient, stretch: of the work in front of a request without a deadline the
-            part without one, 0..1, and by how much those who come later and go first make both longer; else 1.
+            those without one make room. overtaken: float64 `[2, replicas]` for a request without a deadline, else None:
+            of the work in front of it the part without one, 0..1, and how many times longer those who come later and
+            go first make that and its own.
     """
 
     def __init__(
@@ -163,8 +164,7 @@ class LoadTable:
             self.base_s, self.token_s, self.context_s, self.others_s, self.queue_s, self.entry_s, self.slots,
             self.wait_s, self.chunk, self.machine, self.slip_s, self.bare_s, self.room_s,
         ) = np.array(rows).T  # fmt: skip
-        overtaken = [(1.0, 1.0)] * len(rows) if timed else [_overtaken(load) for load in loads]
-        self.patient, self.stretch = np.array(overtaken).T
+        self.overtaken: Floats | None = None if timed else np.array([_overtaken(load) for load in loads]).T
         # What was learned of latencies is what the engine's scheduling made of them; whether a deadline can be kept is
         # reckoned as the engine will reckon it.
         self.tails: list[Mapping[str, float]] = [*(load.latency_tail for load in loads), *({} for _ in timed)]
@@ -205,7 +205,10 @@ def predict_all(
         """So many forwards after the prompt, with what others make of them."""
         own = prompt_s + count * forward_s
         others = np.minimum(wait_s + others_s * (count + chunks), queue_s)
-        seconds: Floats = np.maximum(own + others, (own + loads.patient * others) * loads.stretch)
+        seconds: Floats = own + others
+        if loads.overtaken is not None:
+            patient, stretch = loads.overtaken
+            seconds = np.maximum(seconds, (own + patient * others) * stretch)
         return seconds
 
     def with_entry_s(forwards_s: Floats, tail: Floats) -> Floats:
@@ -295,7 +298,7 @@ def _load_row(load: ReplicaLoad, timed: bool = False, within_room: bool = False)
 
 
 def _overtaken(load: ReplicaLoad) -> tuple[float, float]:
-    """`LoadTable.patient` and `stretch` for a request without a deadline."""
+    """A replica's column of `LoadTable.overtaken`."""
     timed = min(1.0, load.timed_s / load.queue_s) if load.queue_s else 0.0
     return 1.0 - timed, 1.0 / (1.0 - min(load.timed_share, MOST_TIMED))
 

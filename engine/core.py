@@ -56,7 +56,7 @@ class EngineCore:
     Attributes:
         view: what the loop saw before its last forward; None where it did not look, or nobody is left.
         ends_s: when the forward under way is predicted to end, engine clock. step_s: a recent step's duration.
-        timed_time: how much of the time goes to sequences with a deadline.
+        timed_time: how much of the time goes to sequences with a deadline that has not been given up.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class EngineCore:
             self.cost_model.observe(batch.query_tokens, batch.context_tokens, len(work), step_s / steps, length)
             self.counters.busy_s += step_s
             self.step_s += (step_s - self.step_s) * (NEWEST if self.step_s else 1.0)
-            timed = sum(len(item.segment.tokens) for item in work if item.sequence.timed)
+            timed = sum(len(item.segment.tokens) for item in work if item.sequence.urgent)
             self.timed_time.add(begun + step_s, step_s * timed / batch.query_tokens)
             # Until the next one has been laid out, which is when it is known better.
             self.ends_s = begun + step_s + self.step_s
