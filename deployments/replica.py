@@ -168,7 +168,8 @@ class Replica:
             completion_tokens=report.completion_tokens,
             ttft_ms=report.ttft_ms,
             cut_at_deadline=report.cut_at_deadline,
-            load=self.load().to_dict(),
+            # A short answer is over before an earlier load is old, and is still counted there as work to do.
+            load=self.load(0.0).to_dict(),
         )
 
 

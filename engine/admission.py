@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.decoding.rung_choice import ladder_of
 from engine.pace import Pacing, Riders, StepTable, mean_forward_s
+from engine.sequence import MOST_RESERVE
 
 if TYPE_CHECKING:
     from engine.outlook import Company, Outlook
@@ -30,6 +31,7 @@ class Newcomer:
     Attributes:
         output_tokens: length to reckon with. left_s, first_left_s: seconds until its deadlines; None = none.
         share: of the time until its deadline that forwards may take; below 1 for tiers that leave room to others.
+        reserve: as a `Sequence` of it would get.
     """
 
     plan: Plan
@@ -38,15 +40,17 @@ class Newcomer:
     left_s: float | None = None
     first_left_s: float | None = None
     share: float = 1.0
+    reserve: float = MOST_RESERVE
 
     def due_in(self, seconds: float) -> Newcomer:
         """The same request with another deadline: of its whole answer, or of its first text where it has only that."""
         return replace(self, first_left_s=seconds) if self.left_s is None else replace(self, left_s=seconds)
 
-    def after(self, seconds: float) -> Newcomer:
-        """The same request, so much later."""
+    def after(self, seconds: float, reserve: float) -> Newcomer:
+        """The same request, so much later, with that reserve."""
         return replace(
             self,
+            reserve=reserve,
             left_s=None if self.left_s is None else self.left_s - seconds,
             first_left_s=None if self.first_left_s is None else self.first_left_s - seconds,
         )
@@ -109,4 +113,5 @@ class Admission:
             prompt_forwards=np.array([float(-(-prompt_tokens // self.outlook.prefill_chunk))]),
             prompt_s=np.array([cost.per_token_s * prompt_tokens]),
             share=np.array([newcomer.share]),
+            reserve=np.array([newcomer.reserve]),
         )

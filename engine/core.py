@@ -17,6 +17,7 @@ from engine.deviation import MIXED
 from engine.events import Event
 from engine.kv_cache import PagePool, page_key, root_key
 from engine.outlook import Outlook, View
+from engine.pace import reserve
 from engine.plan import PlanEntry, Rung
 from engine.postprocess import Postprocessor, Work
 from engine.scheduler import Want, share_slots
@@ -90,8 +91,14 @@ class EngineCore:
     def idle(self) -> bool:
         return not self.waiting and not self.running
 
+    @property
+    def reserve(self) -> float:
+        """Of the time of who comes now (`engine/pace.py`)."""
+        return reserve(self.timed_time.now(self.clock()))
+
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence; it is admitted when there are pages for its prompt."""
+        sequence.reserve = self.reserve
         self.waiting.append(sequence)
         self._came = True
 

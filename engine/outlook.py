@@ -303,12 +303,13 @@ class Outlook:
                     expected_here(one),
                     inf if one.due_s is None else one.due_s,
                     inf if one.first_due_s is None or one.report.ttft_ms is not None else one.first_due_s,
+                    one.reserve,
                 )
                 for one in timed
             ],
             dtype=np.float64,
-        ).reshape(len(timed), 8)
-        length, prompt, most, cached, pending, expected, due_s, first_due_s = table.T
+        ).reshape(len(timed), 9)
+        length, prompt, most, cached, pending, expected, due_s, first_due_s, reserve = table.T
         unread = length - pending - cached
         return Riders(
             ladder=np.array(rows, dtype=np.int64),
@@ -320,6 +321,7 @@ class Outlook:
             prompt_forwards=np.ceil(unread / self.prefill_chunk),
             prompt_s=self.cost.per_token_s * unread,
             share=np.ones(len(timed)),
+            reserve=reserve,
         )
 
     def _survey(self, sequences: Seq[Sequence]) -> _Survey:

@@ -22,11 +22,8 @@ Floats = NDArray[np.float64]
 
 SAFETY = 1.15
 """By how much the time of what is left may exceed its prediction."""
-RESERVE = 2.0
-"""The same while there is a rung to step to that leaves more room: who comes next is not known, and time that was spent
-on a slow rung does not come back."""
 KEPT = 1.05
-"""The same for what was let in before: no newcomer may bring it below. A loose deadline rides so much more often than
+"""`SAFETY` for what was let in before: no newcomer may bring it below. A loose deadline rides so much more often than
 it has to: it can wait while others are tight, as long as there is time."""
 LOST = 0.6
 """A deadline counts as lost when it needs forwards that are shorter than so much of the mean one; its time then goes to
@@ -36,6 +33,13 @@ ENOUGH = 0.003
 MOST_ROUNDS = 60
 MOST_LOOKS = 8
 """Forwards that are looked at, of those at which one of many riders takes another step."""
+
+
+def reserve(timed_share: float) -> float:
+    """`SAFETY` while there is a rung to step to that leaves more room: who comes next is not known, and time that was
+    spent on a slow rung does not come back. They will take about the share of the time that deadlines took of late.
+    """
+    return SAFETY * (1.0 + timed_share)
 
 
 class Step(NamedTuple):
@@ -73,7 +77,7 @@ class Riders:
         ladder: row of the table with the rungs that it may use. first: step to begin with.
         tokens: output tokens that are left. left_s, first_left_s: until its deadlines.
         context_s: what its context adds to a forward. prompt_forwards, prompt_s: chunks and seconds of unread prompt.
-        share: of the time until its deadline that forwards may take.
+        share: of the time until its deadline that forwards may take. reserve: see the function.
     """
 
     ladder: NDArray[np.int64]
@@ -85,12 +89,13 @@ class Riders:
     prompt_forwards: Floats
     prompt_s: Floats
     share: Floats
+    reserve: Floats
 
     def __len__(self) -> int:
         return len(self.ladder)
 
 
-NOBODY = Riders(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), *(np.zeros(0) for _ in range(7)))
+NOBODY = Riders(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), *(np.zeros(0) for _ in range(8)))
 
 
 class Ride:
@@ -141,7 +146,8 @@ class Pacing:
         limit_s = pace_s / SAFETY
         room_s = limit_s - own_s
         most_s = np.maximum.accumulate(room_s[:, ::-1], axis=1)[:, ::-1]
-        limit_s[:, :-1] = np.where(most_s[:, 1:] > room_s[:, :-1], pace_s[:, :-1] / RESERVE, limit_s[:, :-1])
+        reserved_s = pace_s[:, :-1] / riders.reserve[:, None]
+        limit_s[:, :-1] = np.where(most_s[:, 1:] > room_s[:, :-1], reserved_s, limit_s[:, :-1])
         limit_s[(steps < riders.first[:, None]) | (steps > table.last[rows][:, None])] = -1.0
         self.pace_s: Floats = pace_s
         # Of equals the later one: when all is lost, the fewest forwards.

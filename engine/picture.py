@@ -31,12 +31,12 @@ class Picture:
 
     def rung_for(self, newcomer: Newcomer, arriving: Seq[Sequence] = ()) -> Rung | None:
         """The rung that a new request can start on so that it and all others keep their deadlines, None if on none."""
-        return self.admission.rung_for(newcomer.after(self._wait_s()), self.company(arriving))
+        return self.admission.rung_for(newcomer.after(self._wait_s(), self.core.reserve), self.company(arriving))
 
     def earliest_s(self, newcomer: Newcomer, arriving: Seq[Sequence] = ()) -> float:
         """The shortest deadline, in seconds from now, with which `rung_for` would let the request in."""
         wait_s = self._wait_s()
-        return wait_s + self.admission.earliest_s(newcomer.after(wait_s), self.company(arriving))
+        return wait_s + self.admission.earliest_s(newcomer.after(wait_s, self.core.reserve), self.company(arriving))
 
     def company(self, arriving: Seq[Sequence] = ()) -> Company:
         """Those with a deadline: as the loop saw them before its last forward, and who came since."""

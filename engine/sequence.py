@@ -14,7 +14,10 @@ from enum import Enum
 from engine.decoding.rung_choice import Ladder, ladder_of
 from engine.events import FinishReason, Report
 from engine.output import Output
+from engine.pace import reserve
 from engine.plan import Plan, Rung
+
+MOST_RESERVE = reserve(1.0)
 
 
 class Phase(Enum):
@@ -88,6 +91,7 @@ class Sequence:
         score: whether log p_AR of the output is wanted; logprobs: (output offset, log p_AR) as the looks find them.
         due_s, first_due_s: deadlines of the whole answer and of its first text, engine clock; None without one.
         cut: whether the text is cut at `due_s` (`on_deadline: cut`).
+        reserve: of its time, while it has rungs to step down to (`engine/pace.py`); known when the loop takes it in.
         given_up: whether its deadlines were given up so that others could be kept; it goes on as one without.
         ladder: the plan's rungs. first_group: the quality that its plan starts with.
         thinking_from: output offset at which an open thinking section began, else None.
@@ -109,6 +113,7 @@ class Sequence:
     due_s: float | None = None
     first_due_s: float | None = None
     cut: bool = False
+    reserve: float = MOST_RESERVE
     given_up: bool = False
     cached: int = 0
     has_pending: bool = False

@@ -68,6 +68,26 @@ def test_at_half_load_every_deadline_is_met_without_loss_of_quality() -> None:
     assert all(rung.exact for request in requests for rung in rungs_of(request))
 
 
+def test_a_lone_request_has_the_best_rung_that_fits_and_leaves_room_where_others_kept_coming() -> None:
+    good, fast = rung(diffusion(8, 4), 0.95, 1.6), rung(diffusion(32, 1), 0.6, 16.0)
+    alone_s = 40 * (LAPTOP.own_s(8, 64) + LAPTOP.base_s) + 0.03
+
+    def lone(at_s: float) -> VirtualRequest:
+        return VirtualRequest(at_s, 16, 64, Plan(ladder=(good, fast), expected_tokens=64), slo_s=1.5 * alone_s)
+
+    quiet = lone(0.0)
+    VirtualEngine(admission=True).run([quiet])
+    assert rungs_of(quiet) == [good]
+    assert quiet.in_time
+    crowd = [one for one in traffic(rate=12, seconds=8, seed=1) if one.slo_s is not None]
+    engine = VirtualEngine(admission=True)
+    engine.run(crowd)
+    later = lone(engine.executor.now + 0.1)
+    engine.run([later])
+    assert rungs_of(later)[0] == fast
+    assert later.in_time
+
+
 def test_under_overload_what_was_admitted_is_kept_and_batch_still_ends() -> None:
     engine = VirtualEngine(admission=True)
     requests = traffic(rate=45, seconds=5, seed=2)

@@ -15,7 +15,6 @@ from engine.pace import (
     KEPT,
     LOST,
     NOBODY,
-    RESERVE,
     SAFETY,
     Pacing,
     Ride,
@@ -24,11 +23,13 @@ from engine.pace import (
     StepTable,
     longest_s,
     mean_forward_s,
+    reserve,
     ride,
     room_s,
 )
 
 BASE_S = 2e-3
+MOST = reserve(1.0)
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Rider:
     prompt_forwards: float = 0.0
     prompt_s: float = 0.0
     share: float = 1.0
+    reserve: float = MOST
 
     def forwards(self, place: int) -> float:
         step = self.steps[place]
@@ -58,7 +60,7 @@ class Rider:
 
 
 def rows_of(*riders: Rider) -> tuple[Riders, StepTable]:
-    names = ("tokens", "left_s", "first_left_s", "context_s", "prompt_forwards", "prompt_s", "share")
+    names = ("tokens", "left_s", "first_left_s", "context_s", "prompt_forwards", "prompt_s", "share", "reserve")
     columns = {name: np.array([float(getattr(rider, name)) for rider in riders]) for name in names}
     rows = Riders(np.arange(len(riders)), np.zeros(len(riders), dtype=np.int64), **columns)
     return rows, StepTable([rider.steps for rider in riders])
@@ -97,6 +99,7 @@ RIDERS = st.lists(
         first_left_s=st.just(inf) | st.floats(-0.1, 2),
         prompt_forwards=st.integers(0, 4).map(float),
         prompt_s=st.floats(0, 0.05),
+        reserve=st.floats(0, 1).map(reserve),
     ),
     min_size=1,
     max_size=10,
@@ -171,7 +174,7 @@ def test_whoever_is_not_named_keeps_the_deadlines(riders: list[Rider]) -> None:
 def test_nobody_steps_down_without_need(riders: list[Rider]) -> None:
     found = together(*riders)
     for rider, place in zip(riders, found.places.tolist(), strict=True):
-        assert all(rider.pace_s(before) / RESERVE < found.forward_s for before in range(place))
+        assert all(rider.pace_s(before) / rider.reserve < found.forward_s for before in range(place))
 
 
 @given(RIDERS)
@@ -184,8 +187,8 @@ def test_what_has_no_deadline_stays_on_its_preferred_rung_and_has_no_pace(riders
 SLOW, FAST = Step(0, 1.0, 0.0, 1.0, 1e-4), Step(1, 4.0, 1.0, 1.0, 2e-3)
 
 
-def rider(left_s: float, share: float = 1.0) -> Rider:
-    return Rider((SLOW, FAST), tokens=40, left_s=left_s, share=share)
+def rider(left_s: float, share: float = 1.0, reserve: float = MOST) -> Rider:
+    return Rider((SLOW, FAST), tokens=40, left_s=left_s, share=share, reserve=reserve)
 
 
 def needed_s(forwards: float, own_s: float, margin: float) -> float:
@@ -193,10 +196,13 @@ def needed_s(forwards: float, own_s: float, margin: float) -> float:
     return forwards * margin * (BASE_S + own_s * KEPT / margin)
 
 
-def test_alone_with_time_enough_it_keeps_the_slow_rung_and_else_steps_down() -> None:
-    needed = needed_s(40, 1e-4, RESERVE)
-    assert together(rider(needed * 1.02)).places.tolist() == [0]
-    assert together(rider(needed * 0.98)).places.tolist() == [1]
+@pytest.mark.parametrize("timed_share", [0.0, 0.4, 1.0])
+def test_alone_with_time_enough_it_keeps_the_slow_rung_and_else_steps_down(timed_share: float) -> None:
+    """Enough is more where others with a deadline keep coming."""
+    margin = SAFETY * (1 + timed_share)
+    needed = needed_s(40, 1e-4, margin)
+    assert together(rider(needed * 1.02, reserve=reserve(timed_share))).places.tolist() == [0]
+    assert together(rider(needed * 0.98, reserve=reserve(timed_share))).places.tolist() == [1]
 
 
 def test_the_last_rung_needs_the_safety_only_and_is_lost_long_after_that() -> None:
@@ -218,7 +224,7 @@ def test_a_first_text_or_a_short_answer_stays_on_the_rung_that_has_it_soonest() 
 
 
 def test_a_crowd_makes_it_step_down_and_in_the_end_late() -> None:
-    waiting = rider(40 * (BASE_S + 1e-4) * RESERVE * 1.2)
+    waiting = rider(40 * (BASE_S + 1e-4) * 2.4, reserve=2.0)
     pressed = Rider((Step(0, 1.0, 0.0, 1.0, 1e-3),), tokens=10, left_s=0.05)
     assert together(waiting).places.tolist() == [0]
     assert together(waiting, pressed).places[0] == 1
