@@ -12,7 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from engine.batch import Segment
-from engine.decoding.canvas import open_canvas, steps_in_a_row
+from engine.decoding.canvas import drafts_end, open_canvas, steps_in_a_row
 from engine.deviation import MIXED
 from engine.events import Event
 from engine.kv_cache import PagePool, page_key, root_key
@@ -124,12 +124,15 @@ class EngineCore:
         if work:
             batch = self.executor.batch([item.segment for item in work])
             started = self.clock()
-            steps = self._steps_in_a_row(work)
+            steps, looks = self._in_a_row(work)
+            forwards = steps + bool(looks)
             forward_s = self.cost_model.cost.seconds(batch.query_tokens, batch.context_tokens, len(work))
-            self.ends_s = begun + forward_s * steps
-            self._advance(work, batch, steps)
+            self.ends_s = begun + forward_s * forwards
+            self._advance(work, batch, steps, looks)
             ended = self.clock()
-            self._account(work, ended - started, batch.query_tokens, steps)
+            per_slot_s = (ended - started) / (batch.query_tokens * forwards)
+            self._account(work, per_slot_s, steps)
+            self._account(looks, per_slot_s, 1)
             events += self.postprocessor.settle_all(work, ended)
             for item in work:
                 self._share_pages(item.sequence)
@@ -138,7 +141,7 @@ class EngineCore:
                     self._count_end(item.sequence, ended)
             step_s = self.clock() - begun
             length = main_block_length(work, batch.query_tokens)
-            self.cost_model.observe(batch.query_tokens, batch.context_tokens, len(work), step_s / steps, length)
+            self.cost_model.observe(batch.query_tokens, batch.context_tokens, len(work), step_s / forwards, length)
             self.counters.busy_s += step_s
             self.step_s += (step_s - self.step_s) * (NEWEST if self.step_s else 1.0)
             timed = sum(len(item.segment.tokens) for item in work if item.sequence.urgent)
@@ -149,25 +152,38 @@ class EngineCore:
             self.view, self.ends_s = None, -inf
         return events
 
-    def _steps_in_a_row(self, work: list[Work]) -> int:
-        """How many forwards come to the same batch with other tokens, so that the host need not look at each.
+    def _in_a_row(self, work: list[Work]) -> tuple[int, list[Work]]:
+        """How many forwards come to the same batch with other tokens, so that the host need not look at each, and the
+        looks at what they have drafted, where those can follow without it too.
 
         Nobody may be waiting for a place in them.
         """
         executor = self.executor
         if executor.keeps_logits or executor.group is not None or self.postprocessor.observer is not None:
-            return 1
+            return 1, []
         if self.waiting or len(work) < len(self.running):
-            return 1
-        return steps_in_a_row([item.sequence for item in work])
+            return 1, []
+        sequences = [item.sequence for item in work]
+        steps = steps_in_a_row(sequences)
+        if not drafts_end(sequences, steps):
+            return steps, []
+        return steps, [Work(one, look_segment(one), Phase.LOOK) for one in sequences]
 
-    def _advance(self, work: list[Work], batch: ForwardBatch, steps: int) -> None:
-        """Runs the forward so many times, and waits for what comes of it."""
+    def _advance(self, work: list[Work], batch: ForwardBatch, steps: int, looks: list[Work]) -> None:
+        """Runs the forward so many times, and the looks after it, and waits for what comes of them."""
         executor, postprocessor = self.executor, self.postprocessor
-        if steps > 1:
+        if steps > 1 or looks:
             canvases = postprocessor.canvases(work, executor.kv.device)
             executor.denoise(batch, postprocessor.ask(work), canvases, steps)
+            if not looks:
+                postprocessor.put_back(work, canvases, steps)
+                return
+            segments = [item.segment for item in looks]
+            choice = executor.look(segments, lambda: postprocessor.ask(looks), canvases)
             postprocessor.put_back(work, canvases, steps)
+            for item in looks:
+                item.segment.tokens = item.sequence.open_canvas.tokens
+            postprocessor.advance(looks, choice)
         elif executor.keeps_logits:
             postprocessor.advance(work, executor.run(batch))
         else:
@@ -361,17 +377,19 @@ class EngineCore:
             sequence.page_keys.append(key)
             self.pool.share(sequence.pages[index], key)
 
-    def _account(self, work: list[Work], duration_s: float, query_tokens: int, steps: int) -> None:
+    def _account(self, work: list[Work], per_slot_s: float, steps: int) -> None:
+        """Counts so many forwards of `work`, none where that is empty; `per_slot_s`: seconds a query token of one."""
+        if not work:
+            return
         counters = self.counters
         counters.forwards += steps
-        counters.forward_s += duration_s
-        per_slot_ms = duration_s * 1e3 / query_tokens
         for item in work:
-            tokens = len(item.segment.tokens)
+            slots = len(item.segment.tokens) * steps
+            counters.forward_s += per_slot_s * slots
             item.sequence.last_served = counters.forwards - 1
             item.sequence.report.forwards += steps
-            item.sequence.report.accelerator_ms += per_slot_ms * tokens
-            counters.slots[item.phase.value] += tokens * steps
+            item.sequence.report.accelerator_ms += per_slot_s * slots * 1e3
+            counters.slots[item.phase.value] += slots
 
 
 def main_block_length(work: Seq[Work], query_tokens: int) -> int:
@@ -401,7 +419,12 @@ def segment(sequence: Sequence, tokens: int) -> Segment:
     if sequence.phase is Phase.DRAFT:
         masked = [offset for offset, hidden in enumerate(canvas.masked) if hidden]
         return Segment(canvas.tokens, start, False, sequence.rung.uses_draft_adapter, masked, sequence.pages)
+    return look_segment(sequence)
+
+
+def look_segment(sequence: Sequence) -> Segment:
+    """The look at its open canvas."""
+    tokens = sequence.open_canvas.tokens
     # Without an audit only the last row matters: it yields the next pending token.
-    audited = sequence.rung.audit != "off"
-    wanted = list(range(len(canvas.tokens))) if audited else [len(canvas.tokens) - 1]
-    return Segment(canvas.tokens, start, True, False, wanted, sequence.pages)
+    wanted = list(range(len(tokens))) if sequence.rung.audit != "off" else [len(tokens) - 1]
+    return Segment(tokens, sequence.cached, True, False, wanted, sequence.pages)

@@ -126,6 +126,24 @@ class Executor:
                     asked.next_step()
                 canvases.commit(head_choice(self.model, self._forward(batch), rows, asked))
 
+    def look(self, segments: list[Segment], ask: Callable[[], Asked], canvases: DeviceCanvases) -> Choice:
+        """The look at canvases that `denoise` has just filled, which the host has not seen: it waits for nothing, and
+        lays the forward out while the device runs the steps before it.
+
+        Args:
+            segments: of the canvases, one each in their order; of their tokens only the number counts.
+            ask: gives what the rows are asked, on the CPU; a token to judge is that of the row after it.
+        """
+        with torch.inference_mode():
+            batch = self.batch(segments)
+            asked = ask().to(self.kv.device)
+            batch.token_ids[: batch.query_tokens] = canvases.tokens()
+            rows = batch.logit_rows[: batch.wanted]
+            given = asked.rules.given
+            following = batch.token_ids[(rows + 1).clamp(max=len(batch.token_ids) - 1)]
+            asked.rules.given = torch.where(given >= 0, following, given)
+            return head_choice(self.model, self._forward(batch), rows, asked)
+
     def close(self) -> None:
         """Ends the other ranks; nothing can be run after it."""
         if self.group is not None:

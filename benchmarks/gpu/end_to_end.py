@@ -15,7 +15,8 @@ so many at once take it as long as one after the other. Prompts are read within 
 The GPU's wait is the time between the end of a forward and the start of the next, on the device's own clock: choosing
 at borders, unmasking, laying out and scheduling. The few small kernels of unmask and audit run in it, so it is an upper
 bound of that kind of idleness. Gaps between the launches of one forward are not in it; those show in `forward`, as
-eager against graph. Steps that are run in a row (`Executor.denoise`) count as one forward here.
+eager against graph. Steps that are run in a row (`Executor.denoise`) count as one forward here, the look that follows
+without the host (`Executor.look`) as another.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def measured(section: Section, core: EngineCore, name: str, mode: str, concurren
     answer(core, MODES[mode], ask, tokens)
     speeds, marks, last = [], Marks(section.device), Answers()
     executor = core.executor
-    ways = ("run",) if executor.keeps_logits else ("choose", "denoise")
+    ways = ("run",) if executor.keeps_logits else ("choose", "denoise", "look")
     plain = {way: getattr(executor, way) for way in ways}
     for _ in range(1 if section.tiny else RUNS):
         last = answer(core, MODES[mode], ask, tokens)

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from engine.sequence import Canvas, Phase, Sequence
 
 MOST_IN_A_ROW = 4
-"""Draft steps that are run without a look at what came of them: so many forwards a newcomer may have to wait, and all
-but one of them are in vain where an answer ends by the first."""
+"""Draft steps that are run without the host: a newcomer may have to wait for so many forwards and the look after them,
+and all but one of them are in vain where an answer ends by the first."""
 
 
 def open_canvas(sequence: Sequence, mask_token_id: int) -> None:
@@ -39,11 +39,32 @@ def steps_in_a_row(sequences: Iterable[Sequence]) -> int:
     return min(MOST_IN_A_ROW, *(_steps_for_certain(sequence) for sequence in sequences))
 
 
-def _steps_for_certain(sequence: Sequence) -> int:
-    """Draft steps that cannot turn out to be fewer, nor need the host: without a threshold, top-k or top-p."""
+def drafts_end(sequences: Iterable[Sequence], steps: int) -> bool:
+    """Whether after so many steps, as `steps_in_a_row` gives them, nothing is left for any of these but the look.
+
+    Not for what may end inside its canvas, as diffusion does: then there is no look, or one at less of it.
+    """
+    return all(_drafts_to_the_end(sequence, steps) for sequence in sequences)
+
+
+def _drafts_to_the_end(sequence: Sequence, steps: int) -> bool:
+    if not _is_certain(sequence) or sequence.rung.is_diffusion:
+        return False
+    canvas = sequence.open_canvas
+    return steps >= min(steps_left(sequence, canvas), canvas.masks_left)
+
+
+def _is_certain(sequence: Sequence) -> bool:
+    """Whether what its next steps are depends on no token, and the host has no part in them."""
     sampling = sequence.sampling
     filtered = not sampling.greedy and (sampling.top_k > 0 or sampling.top_p < 1)
-    if sequence.phase is not Phase.DRAFT or sequence.rung.threshold is not None or filtered or sequence.cut:
+    drafting = sequence.phase is Phase.DRAFT and sequence.rung.threshold is None
+    return drafting and not filtered and not sequence.cut
+
+
+def _steps_for_certain(sequence: Sequence) -> int:
+    """Draft steps that cannot turn out to be fewer, nor need the host: without a threshold, top-k or top-p."""
+    if not _is_certain(sequence):
         return 1
     # Every step commits ceil(masks / steps left): one at a time where there are fewer masks than steps.
     canvas = sequence.open_canvas

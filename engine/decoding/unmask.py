@@ -21,7 +21,7 @@ Draft = tuple[Sequence, Canvas, list[int], int]
 class DeviceCanvases:
     """The open canvases of a forward on the device that chooses their tokens, through one step or several in a row.
 
-    `commit` and `next_step` do not wait for the device; `put_back` does, once.
+    `commit`, `next_step` and `tokens` do not wait for the device; `put_back` does, once.
     """
 
     def __init__(self, drafts: Seq[Draft], device: torch.device) -> None:
@@ -31,10 +31,12 @@ class DeviceCanvases:
         canvas_ids = np.zeros((count, width), dtype=np.int64)
         masked = np.zeros((count, width), dtype=bool)
         row_of = np.zeros((count, width), dtype=np.int64)  # of the choice; any where there is no mask
+        inside = np.zeros((count, width), dtype=bool)
         for place, (_, canvas, masks, row) in enumerate(drafts):
             canvas_ids[place, : len(canvas.tokens)] = canvas.tokens
             masked[place, : len(canvas.masked)] = canvas.masked
             row_of[place, masks] = np.arange(row, row + len(masks))
+            inside[place, : len(canvas.tokens)] = True
         thresholds = [
             NEVER if sequence.rung.threshold is None else sequence.rung.threshold for sequence, _, _, _ in drafts
         ]
@@ -43,6 +45,7 @@ class DeviceCanvases:
             self._masked,
             self._rows,
             self._places,
+            self._inside,
             self._length,
             self._steps_left,
             self._threshold,
@@ -53,6 +56,7 @@ class DeviceCanvases:
                 torch.from_numpy(masked),
                 torch.from_numpy(row_of),
                 torch.from_numpy(masked.ravel().nonzero()[0]),
+                torch.from_numpy(inside.ravel().nonzero()[0]),
                 torch.tensor([len(canvas.tokens) for _, canvas, _, _ in drafts]),
                 torch.tensor([steps_left(sequence, canvas) for sequence, canvas, _, _ in drafts]),
                 torch.tensor(thresholds, dtype=torch.float32),
@@ -80,6 +84,10 @@ class DeviceCanvases:
         canvas after canvas, int64 `[slots]`."""
         self._steps_left -= 1
         return self._ids.view(-1)[self._places]
+
+    def tokens(self) -> Tensor:
+        """The tokens by now of all slots, canvas after canvas, int64 `[slots]`."""
+        return self._ids.view(-1)[self._inside]
 
     def put_back(self) -> None:
         """Writes what became of the canvases into the sequences' own. Raises RuntimeError before the first step."""

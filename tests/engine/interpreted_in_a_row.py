@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from engine import core
 from engine.batch import ForwardBatch, Segment
 from engine.decoding import canvas
+from engine.decoding.choice import Choice
 from engine.engine import Engine
+from engine.executor import Executor
 from kernels.switch import VARIABLE
 from tests.engine.serving import PROMPTS, Answer, answer, load
 
@@ -21,6 +24,12 @@ FIXED: list[dict[str, Any]] = [
 ]
 AUDITED = BLOCK | {"refinement_steps": 2, "audit": "exact"}
 THRESHOLD = BLOCK | {"refinement_steps": 3, "threshold": 0.9}
+SPECULATION = {"decoding": "self_speculation", "max_tokens": 6, "temperature": 0, "ignore_eos": True}
+SPECULATIONS: list[dict[str, Any]] = [
+    SPECULATION | {"block_length": 4},
+    SPECULATION | {"block_length": 8, "temperature": 0.9, "seed": 3},
+    SPECULATION | {"block_length": 4, "audit": 0.5, "ignore_eos": False},
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +64,7 @@ def one_at_a_time(
 ) -> tuple[list[Answer], int]:
     with monkeypatch.context() as patch:
         patch.setattr(canvas, "MOST_IN_A_ROW", 1)
+        patch.setattr(core, "drafts_end", lambda *_: False)
         return answers(engine, requests, monkeypatch)
 
 
@@ -86,3 +96,32 @@ def test_nobody_waits_for_steps_in_a_row(monkeypatch: pytest.MonkeyPatch) -> Non
     engine = load(kv_tokens=2048, max_sequences=1)
     got, count = answers(engine, [FIXED[0], FIXED[0]], monkeypatch)
     assert count == sum(one.report.forwards for one in got) - 2, "only the last one, whom nobody waits behind"
+
+
+def looks_of(
+    engine: Engine, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Answer], int]:
+    """The answers, and for how many looks the host had not seen the drafts."""
+    count = 0
+    look = Executor.look
+
+    def counted(self: Any, *args: Any) -> Choice:
+        nonlocal count
+        count += 1
+        return look(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Executor, "look", counted)
+        return answers(engine, requests, patch)[0], count
+
+
+def test_looks_that_follow_drafts_give_the_same_answers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    want, _ = one_at_a_time(engine, SPECULATIONS, monkeypatch)
+    got, looks = looks_of(engine, SPECULATIONS, monkeypatch)
+    assert looks >= max(one.report.blocks for one in got) > 1
+    for one, other in zip(got, want, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.report.forwards == other.report.forwards
+        assert one.report.draft_steps == other.report.draft_steps
+        assert one.report.blocks == other.report.blocks
+        assert one.report.audit_logprob == pytest.approx(other.report.audit_logprob)

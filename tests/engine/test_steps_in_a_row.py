@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine.decoding.canvas import MOST_IN_A_ROW, open_canvas, steps_in_a_row
+from engine.decoding.canvas import MOST_IN_A_ROW, drafts_end, open_canvas, steps_in_a_row
 from engine.engine import Engine
 from engine.request import GenerationOptions
 from engine.sequence import Sequence
@@ -27,7 +28,7 @@ def drafting(engine: Engine, steps: int, **fields: Any) -> Sequence:
 
 
 def test_steps_in_a_row() -> None:
-    interpreted(Path(__file__).with_name("interpreted_in_a_row.py"), least=4)
+    interpreted(Path(__file__).with_name("interpreted_in_a_row.py"), least=5)
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(1, 1), (2, 2), (3, 3), (8, MOST_IN_A_ROW)])
@@ -61,3 +62,32 @@ def test_a_sequence_that_is_cut_at_its_deadline_is_looked_at(golden_engine: Engi
     one = drafting(golden_engine, 8)
     one.cut = True
     assert steps_in_a_row([one]) == 1
+
+
+SPECULATION = {"decoding": "self_speculation"}
+
+
+def speculating(engine: Engine, steps: int) -> Sequence:
+    """As `drafting`, for AR to verify."""
+    one = drafting(engine, 1, **SPECULATION)
+    one.rung = replace(one.rung, refinement_steps=steps)
+    return one
+
+
+def test_the_look_follows_when_all_drafts_are_done(golden_engine: Engine) -> None:
+    one, two, many = (speculating(golden_engine, steps) for steps in (1, 2, 8))
+    assert drafts_end([one], 1)
+    assert drafts_end([two], 2)
+    assert not drafts_end([two], 1)
+    assert not drafts_end([one, two], 1)
+    assert not drafts_end([many], MOST_IN_A_ROW)
+
+
+@pytest.mark.parametrize("fields", [{"decoding": "diffusion"}, {"threshold": 0.9}, {"temperature": 1.0, "top_k": 5}])
+def test_the_host_sees_what_may_end_or_turn_out_otherwise_before_the_look(
+    golden_engine: Engine, fields: dict[str, Any]
+) -> None:
+    assert not drafts_end([drafting(golden_engine, 1, **SPECULATION | fields)], 1)
+    cut = drafting(golden_engine, 1, **SPECULATION)
+    cut.cut = True
+    assert not drafts_end([cut], 1)
