@@ -47,8 +47,9 @@ AR_BORDERS = 4
 DEADLINES_EXPECTED_S = 30.0
 """For so long after a sequence with a deadline the next one is expected."""
 LONGEST_BASES = 12.0
-"""Meanwhile what has no deadline, or a loose one, makes no forward longer than so many of its bases: a twelfth of the
-time is the price of a short wait. Where hardly any base was found, than so many blocks take."""
+"""Meanwhile what has no deadline, or a loose one, makes no forward longer than so many of its bases, and forwards are
+run in a row for no longer: a twelfth of the time is the price of a short wait. Where hardly any base was found, than so
+many blocks take."""
 
 
 class EngineCore:
@@ -124,9 +125,9 @@ class EngineCore:
         if work:
             batch = self.executor.batch([item.segment for item in work])
             started = self.clock()
-            steps, looks = self._in_a_row(work)
-            forwards = steps + bool(looks)
             forward_s = self.cost_model.cost.seconds(batch.query_tokens, batch.context_tokens, len(work))
+            steps, looks = self._in_a_row(work, self._longest_s(begun) / max(forward_s, 1e-9))
+            forwards = steps + bool(looks)
             self.ends_s = begun + forward_s * forwards
             self._advance(work, batch, steps, looks)
             ended = self.clock()
@@ -152,9 +153,9 @@ class EngineCore:
             self.view, self.ends_s = None, -inf
         return events
 
-    def _in_a_row(self, work: list[Work]) -> tuple[int, list[Work]]:
+    def _in_a_row(self, work: list[Work], most: float) -> tuple[int, list[Work]]:
         """How many forwards come to the same batch with other tokens, so that the host need not look at each, and the
-        looks at what they have drafted, where those can follow without it too.
+        looks at what they have drafted, where those can follow without it too; not more than `most` but one.
 
         Nobody may be waiting for a place in them.
         """
@@ -164,8 +165,8 @@ class EngineCore:
         if self.waiting or len(work) < len(self.running):
             return 1, []
         sequences = [item.sequence for item in work]
-        steps = steps_in_a_row(sequences)
-        if not drafts_end(sequences, steps):
+        steps = max(1, int(min(steps_in_a_row(sequences), most)))
+        if steps + 1 > most or not drafts_end(sequences, steps):
             return steps, []
         return steps, [Work(one, look_segment(one), Phase.LOOK) for one in sequences]
 
@@ -304,11 +305,8 @@ class EngineCore:
         work: list[Work] = []
         if paces:
             self._last_deadline_s = now
-        # The next one with a deadline has to wait for the forward that it finds under way.
-        expected = now - self._last_deadline_s < DEADLINES_EXPECTED_S
-        cost = self.cost_model.cost
-        longest_s = LONGEST_BASES * max(cost.base_s, cost.own_s(self.pool.page_size, 0)) if expected else inf
-        config, hold = self.config, self.outlook.hold
+        cost, config, hold = self.cost_model.cost, self.config, self.outlook.hold
+        longest_s = self._longest_s(now)
         grants = share_slots(wants, cost, config.max_forward_tokens, config.prefill_chunk, longest_s, hold)
         for grant in grants:
             sequence = order[grant.name]
@@ -323,6 +321,13 @@ class EngineCore:
                 sequence.report.queue_ms = (now - sequence.arrival_s) * 1e3
             work.append(Work(sequence, segment(sequence, grant.tokens), sequence.phase))
         return work
+
+    def _longest_s(self, now: float) -> float:
+        """For how long the next one with a deadline may have to wait for what it finds under way, seconds."""
+        if now - self._last_deadline_s >= DEADLINES_EXPECTED_S:
+            return inf
+        cost = self.cost_model.cost
+        return LONGEST_BASES * max(cost.base_s, cost.own_s(self.pool.page_size, 0))
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.pool.page_size)

@@ -125,3 +125,13 @@ def test_looks_that_follow_drafts_give_the_same_answers(engine: Engine, monkeypa
         assert one.report.draft_steps == other.report.draft_steps
         assert one.report.blocks == other.report.blocks
         assert one.report.audit_logprob == pytest.approx(other.report.audit_logprob)
+
+
+def test_nothing_takes_longer_than_the_next_deadline_may_wait_for(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.core, "_last_deadline_s", engine.core.clock())
+    monkeypatch.setattr(core, "LONGEST_BASES", 0.5)
+    (one,), looks = looks_of(engine, SPECULATIONS[:1], monkeypatch)
+    assert looks == 0
+    assert one.report.forwards > 2

@@ -28,7 +28,7 @@ def drafting(engine: Engine, steps: int, **fields: Any) -> Sequence:
 
 
 def test_steps_in_a_row() -> None:
-    interpreted(Path(__file__).with_name("interpreted_in_a_row.py"), least=5)
+    interpreted(Path(__file__).with_name("interpreted_in_a_row.py"), least=6)
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(1, 1), (2, 2), (3, 3), (8, MOST_IN_A_ROW)])
