@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 30.0
 """Seconds after which a sequence without a deadline is given memory like one whose deadline has come."""
-PATIENT_BESIDE = 32
-"""Sequences without a deadline that run at a time beside some with one: about what fills a forward."""
+PATIENT_BESIDE = 16
+"""Sequences without a deadline that run at a time beside some with one: their canvases fill any forward that deadlines
+leave room in, and the fewer take turns, the sooner each is done."""
 SHARE_OVER_S = 3.0
 """Seconds over which `timed_time` forgets: some of the arrivals of now, not the next burst alone."""
 MOST_OF_IT = 0.75
