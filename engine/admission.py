@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.decoding.rung_choice import ladder_of
-from engine.pace import Pacing, Riders, StepTable, mean_forward_s
-from engine.sequence import MOST_RESERVE
+from engine.pace import MOST_RESERVE, Pacing, Riders, StepTable, mean_forward_s
 
 if TYPE_CHECKING:
     from engine.outlook import Company, Outlook

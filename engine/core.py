@@ -177,15 +177,13 @@ class EngineCore:
         if steps > 1 or looks:
             canvases = postprocessor.canvases(work, executor.kv.device)
             executor.denoise(batch, postprocessor.ask(work), canvases, steps)
-            if not looks:
-                postprocessor.put_back(work, canvases, steps)
-                return
             segments = [item.segment for item in looks]
-            choice = executor.look(segments, lambda: postprocessor.ask(looks), canvases)
+            choice = executor.look(segments, lambda: postprocessor.ask(looks), canvases) if looks else None
             postprocessor.put_back(work, canvases, steps)
-            for item in looks:
-                item.segment.tokens = item.sequence.open_canvas.tokens
-            postprocessor.advance(looks, choice)
+            if choice is not None:
+                for item in looks:
+                    item.segment.tokens = item.sequence.open_canvas.tokens
+                postprocessor.advance(looks, choice)
         elif executor.keeps_logits:
             postprocessor.advance(work, executor.run(batch))
         else:

@@ -42,6 +42,9 @@ def reserve(timed_share: float) -> float:
     return SAFETY * (1.0 + timed_share)
 
 
+MOST_RESERVE = reserve(1.0)
+
+
 class Step(NamedTuple):
     """A rung as a rider sees it.
 

@@ -14,10 +14,8 @@ from enum import Enum
 from engine.decoding.rung_choice import Ladder, ladder_of
 from engine.events import FinishReason, Report
 from engine.output import Output
-from engine.pace import reserve
+from engine.pace import MOST_RESERVE
 from engine.plan import Plan, Rung
-
-MOST_RESERVE = reserve(1.0)
 
 
 class Phase(Enum):

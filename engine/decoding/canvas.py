@@ -44,14 +44,10 @@ def drafts_end(sequences: Iterable[Sequence], steps: int) -> bool:
 
     Not for what may end inside its canvas, as diffusion does: then there is no look, or one at less of it.
     """
-    return all(_drafts_to_the_end(sequence, steps) for sequence in sequences)
-
-
-def _drafts_to_the_end(sequence: Sequence, steps: int) -> bool:
-    if not _is_certain(sequence) or sequence.rung.is_diffusion:
-        return False
-    canvas = sequence.open_canvas
-    return steps >= min(steps_left(sequence, canvas), canvas.masks_left)
+    return all(
+        _is_certain(sequence) and not sequence.rung.is_diffusion and steps >= _steps_for_certain(sequence)
+        for sequence in sequences
+    )
 
 
 def _is_certain(sequence: Sequence) -> bool:

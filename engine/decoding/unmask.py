@@ -31,12 +31,10 @@ class DeviceCanvases:
         canvas_ids = np.zeros((count, width), dtype=np.int64)
         masked = np.zeros((count, width), dtype=bool)
         row_of = np.zeros((count, width), dtype=np.int64)  # of the choice; any where there is no mask
-        inside = np.zeros((count, width), dtype=bool)
         for place, (_, canvas, masks, row) in enumerate(drafts):
             canvas_ids[place, : len(canvas.tokens)] = canvas.tokens
             masked[place, : len(canvas.masked)] = canvas.masked
             row_of[place, masks] = np.arange(row, row + len(masks))
-            inside[place, : len(canvas.tokens)] = True
         thresholds = [
             NEVER if sequence.rung.threshold is None else sequence.rung.threshold for sequence, _, _, _ in drafts
         ]
@@ -45,7 +43,6 @@ class DeviceCanvases:
             self._masked,
             self._rows,
             self._places,
-            self._inside,
             self._length,
             self._steps_left,
             self._threshold,
@@ -56,7 +53,6 @@ class DeviceCanvases:
                 torch.from_numpy(masked),
                 torch.from_numpy(row_of),
                 torch.from_numpy(masked.ravel().nonzero()[0]),
-                torch.from_numpy(inside.ravel().nonzero()[0]),
                 torch.tensor([len(canvas.tokens) for _, canvas, _, _ in drafts]),
                 torch.tensor([steps_left(sequence, canvas) for sequence, canvas, _, _ in drafts]),
                 torch.tensor(thresholds, dtype=torch.float32),
@@ -87,7 +83,10 @@ class DeviceCanvases:
 
     def tokens(self) -> Tensor:
         """The tokens by now of all slots, canvas after canvas, int64 `[slots]`."""
-        return self._ids.view(-1)[self._inside]
+        width = self._ids.shape[1]
+        slots = [np.arange(len(canvas.tokens)) + place * width for place, (_, canvas, _, _) in enumerate(self._drafts)]
+        (inside,) = moved([torch.from_numpy(np.concatenate(slots))], self._ids.device)
+        return self._ids.view(-1)[inside]
 
     def put_back(self) -> None:
         """Writes what became of the canvases into the sequences' own. Raises RuntimeError before the first step."""
