@@ -25,10 +25,10 @@ from locust.runners import MasterRunner, WorkerRunner
 # isort: split
 import gevent
 from gevent.event import Event
-from gevent.lock import BoundedSemaphore
 
 from engine.machine import machine
 from locustfiles.cluster_metrics import ClusterSample, read_sample
+from locustfiles.line import Line
 from locustfiles.processes import CpuMeter
 from locustfiles.record import Record, write_records
 from locustfiles.refusal_cost import INFEASIBLE_SLO_MS, RefusalCost, refusal_cost
@@ -65,7 +65,7 @@ class Run:
         self.options: Namespace = environment.parsed_options
         self.load = load_of(environment)
         self.schedule = self.load.schedule(self.options, Random(f"{self.load.title} {self.options.seed}"))
-        self.line = None if self.schedule.at_once is None else BoundedSemaphore(self.schedule.at_once)
+        self.line = None if self.schedule.at_once is None else Line(self.schedule.at_once)
         self.begun = time.perf_counter()
         self.records: list[Record] = []
         self.samples: list[ClusterSample] = []
