@@ -113,7 +113,7 @@ class Stepdial:
     def _learn_tail(self, request: Request, known: _Open, finished: Finished) -> None:
         """As a replica does, for what has a deadline."""
         report = finished.report
-        if not report.completion_tokens or known.offer.slo_ms is None:
+        if not report.completion_tokens or known.offer.slo_ms is None or not self._tails.wants(perf_counter()):
             return
         latency_s = report.latency_ms / 1e3
         met = load_met(known.load, self.load(), latency_s)

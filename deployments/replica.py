@@ -153,7 +153,7 @@ class Replica:
     def _learn(self, plan: Plan, size: Size, event: Finished, load: ReplicaLoad, latency_s: float) -> None:
         """Compares the latency with what would have been predicted for the length that the answer really had."""
         report = event.report
-        if report.cut_at_deadline or not report.completion_tokens:
+        if report.cut_at_deadline or not report.completion_tokens or not self.tails.wants(time.monotonic()):
             return
         actual = Size(size.prompt_tokens, report.completion_tokens)
         met = load_met(load, self.load(FRESH_S), latency_s)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.decoding.rung_choice import ladder_of
-from engine.pace import MOST_RESERVE, Pacing, Riders, StepTable, mean_forward_s
+from engine.pace import MOST_RESERVE, Pacing, Riders, StepTable
 
 if TYPE_CHECKING:
     from engine.outlook import Company, Outlook
@@ -70,19 +70,16 @@ class Admission:
         ladder = ladder_of((plan.first,) if plan.pinned else plan.ladder)
         group = 0 if plan.pinned else ladder.group_of(plan.start)
         steps = company.prices.steps(ladder, group)
-        table = StepTable([steps])
-        alone = self._rider(newcomer)
-        own = Pacing(alone, table)
-        for first in own.may_fit(company.forward_s, company.most_s):
-            if first:
-                # It may leave more room, to itself and to the others, from the start than on the way there.
-                alone.first[0] = first
-                own = Pacing(alone, table)
-            most_s = min(own.most_s[0], company.most_s)
-            together_s = mean_forward_s((*company.parts, own), company.fixed_s, company.forward_s, most_s)
-            mine = own.ride(together_s)
-            if not mine.tight[0]:
-                return ladder.rungs[steps[int(mine.places[0])].rung]
+        # As many riders as there are steps to start on: it may leave more room, to itself and to the others, from a
+        # later one than on the way there.
+        starts = Pacing(self._riders(newcomer, len(steps)), StepTable([steps]), company.fixed_s)
+        for first in starts.may_fit(company.forward_s, company.most_s):
+            together_s = company.curve.with_changes(starts.changes(slice(first, first + 1))).rest_s(company.fixed_s)
+            if together_s > min(starts.most_s[first], company.most_s):
+                continue
+            mine = starts.ride(together_s)
+            if not mine.tight[first]:
+                return ladder.rungs[steps[int(mine.places[first])].rung]
         return None
 
     def earliest_s(self, newcomer: Newcomer, company: Company) -> float:
@@ -98,19 +95,19 @@ class Admission:
             low, high = (low, middle) if self.rung_for(newcomer.due_in(middle), company) else (middle, high)
         return high
 
-    def _rider(self, newcomer: Newcomer) -> Riders:
-        """The newcomer as the only one."""
+    def _riders(self, newcomer: Newcomer, steps: int) -> Riders:
+        """The newcomer as so many riders, each with another first step."""
         cost, slip_s = self.outlook.cost, self.outlook.slip_s
         prompt_tokens = newcomer.prompt_tokens
-        return Riders(
-            ladder=np.array([0]),
-            first=np.array([0]),
-            tokens=np.array([float(newcomer.output_tokens)]),
-            left_s=np.array([inf if newcomer.left_s is None else newcomer.left_s - slip_s]),
-            first_left_s=np.array([inf if newcomer.first_left_s is None else newcomer.first_left_s - slip_s]),
-            context_s=np.array([cost.per_context_s * (prompt_tokens + newcomer.output_tokens / 2)]),
-            prompt_forwards=np.array([float(-(-prompt_tokens // self.outlook.prefill_chunk))]),
-            prompt_s=np.array([cost.per_token_s * prompt_tokens]),
-            share=np.array([newcomer.share]),
-            reserve=np.array([newcomer.reserve]),
+        numbers = (  # as `Riders` has them
+            float(newcomer.output_tokens),
+            inf if newcomer.left_s is None else newcomer.left_s - slip_s,
+            inf if newcomer.first_left_s is None else newcomer.first_left_s - slip_s,
+            cost.per_context_s * (prompt_tokens + newcomer.output_tokens / 2),
+            float(-(-prompt_tokens // self.outlook.prefill_chunk)),
+            cost.per_token_s * prompt_tokens,
+            newcomer.share,
+            newcomer.reserve,
         )
+        columns = np.repeat(np.array(numbers)[:, None], steps, axis=1)
+        return Riders(np.zeros(steps, dtype=np.int64), np.arange(steps), *columns)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from engine.curve import Curve
 from engine.decoding.rung_choice import (
     Crowd,
     Ladder,
@@ -26,19 +27,7 @@ from engine.decoding.rung_choice import (
     tokens_ahead,
     worth_of,
 )
-from engine.pace import (
-    NO_PACING,
-    NO_STEPS,
-    NOBODY,
-    Pacing,
-    Ride,
-    Riders,
-    Step,
-    StepTable,
-    longest_s,
-    mean_forward_s,
-    room_s,
-)
+from engine.pace import NO_PACING, NO_STEPS, NOBODY, Pacing, Ride, Riders, Step, StepTable, longest_s
 from engine.scheduler import HOLD, PATIENCE
 
 if TYPE_CHECKING:
@@ -81,8 +70,9 @@ class View:
     """The sequences with a deadline as riders of one forward.
 
     Attributes:
-        timed: the sequences, `riders` and `pacing` in their order. fixed_s: of a forward, whoever rides: its base, and
-            the share of those without a deadline that have waited too long. prices: what rungs are worth among them.
+        timed: the sequences, `riders` and `pacing` in their order. curve: what they add to a forward. fixed_s: the rest
+            of one, whoever rides: its base, and the share of those without a deadline that have waited too long.
+        prices: what rungs are worth among them.
         best: the rung (index) of each ladder's best quality for those without a deadline.
     """
 
@@ -90,6 +80,7 @@ class View:
     riders: Riders
     table: StepTable
     pacing: Pacing
+    curve: Curve
     ride: Ride
     fixed_s: float
     prices: Prices
@@ -101,11 +92,11 @@ class Company:
     """Those with a deadline whom a newcomer would join.
 
     Attributes:
-        parts: their paces. forward_s: their mean forward. most_s: the longest in which all are as well off.
+        curve: what they add to a forward. forward_s: their mean one. most_s: the longest in which all are as well off.
         fixed_s, prices: as in `View`.
     """
 
-    parts: tuple[Pacing, ...]
+    curve: Curve
     forward_s: float
     most_s: float
     fixed_s: float
@@ -113,8 +104,12 @@ class Company:
 
     @property
     def room_s(self) -> float:
-        """What a newcomer may add to the mean forward."""
-        return room_s(self.parts, self.fixed_s, self.forward_s, self.most_s)
+        """What a newcomer may add to the mean forward; inf where nobody minds.
+
+        A longer forward makes others ride more often, so that the most is not what lies between `forward_s` and
+        `most_s`, but what the others leave of the forward between them that they leave most of.
+        """
+        return inf if self.most_s == inf else self.curve.room_s(self.fixed_s, self.forward_s, self.most_s)
 
 
 class Backlog(NamedTuple):
@@ -201,9 +196,10 @@ class Outlook:
         if survey.timed:
             table, rows = _table(survey.timed, prices)
             riders = self._riders(survey.timed, rows, now)
-            pacing = Pacing(riders, table)
-        riding = pacing.ride(mean_forward_s([pacing], survey.fixed_s))
-        return View(survey.timed, riders, table, pacing, riding, survey.fixed_s, prices, best)
+            pacing = Pacing(riders, table, survey.fixed_s)
+        curve = Curve(pacing.changes())
+        riding = pacing.ride(curve.rest_s(survey.fixed_s))
+        return View(survey.timed, riders, table, pacing, curve, riding, survey.fixed_s, prices, best)
 
     def rungs(self, borders: Iterable[Sequence], view: View) -> dict[Sequence, Rung]:
         """The next rung of every sequence in `borders`, whose plans leave it open."""
@@ -234,13 +230,14 @@ class Outlook:
 
     def company(self, view: View, since: Seq[Sequence] = (), now: float = 0.0) -> Company:
         """The riders of `view`, and those that have come `since` and may ride from `now` on."""
-        parts: tuple[Pacing, ...] = (view.pacing,)
-        forward_s = view.ride.forward_s
+        parts, curve, forward_s = [view.pacing], view.curve, view.ride.forward_s
         if since:
             table, rows = _table(since, view.prices)
-            parts = view.pacing, Pacing(self._riders(since, rows, now), table)
-            forward_s = mean_forward_s(parts, view.fixed_s, forward_s)
-        return Company(parts, forward_s, longest_s(parts, forward_s), view.fixed_s, view.prices)
+            pacing = Pacing(self._riders(since, rows, now), table, view.fixed_s)
+            parts.append(pacing)
+            curve = curve.with_changes(pacing.changes())
+            forward_s = curve.rest_s(view.fixed_s)
+        return Company(curve, forward_s, longest_s(parts, forward_s), view.fixed_s, view.prices)
 
     def backlog(self, sequences: Iterable[Sequence]) -> Backlog:
         """What is left to do for `sequences`.

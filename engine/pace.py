@@ -3,9 +3,8 @@
 A sequence that still needs f forwards within t seconds can afford forwards of t / f seconds: its *pace*. The more
 sequences ride, the longer a forward takes; a sequence for which it becomes too long steps to a rung that needs fewer
 forwards, and takes more of each. One whose pace is looser than the forward need not ride in every one of them, so it
-counts for as much as it needs: its *duty*. `ride` finds the shortest mean forward at which that comes to rest: the
-least fixed point of a monotone map (Tarski), reached from below, because a longer forward never makes anybody step back
-or ride less. Pure, seconds throughout; arrays, because it runs before every forward.
+counts for as much as it needs: its *duty*. `ride` finds the shortest mean forward that holds what all of them add to it
+(`engine/curve.py`). Pure, seconds throughout; arrays, because it runs before every forward.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from engine.curve import Changes, Curve, Floats
 
 SAFETY = 1.15
 """By how much the time of what is left may exceed its prediction."""
@@ -28,11 +27,6 @@ it has to: it can wait while others are tight, as long as there is time."""
 LOST = 0.6
 """A deadline counts as lost when it needs forwards that are shorter than so much of the mean one; its time then goes to
 the others. Predictions are wrong by tens of percent: what is late by less is kept, and is mostly in time after all."""
-ENOUGH = 0.003
-"""Relative change of the forward at which the iteration ends."""
-MOST_ROUNDS = 60
-MOST_LOOKS = 8
-"""Forwards that are looked at, of those at which one of many riders takes another step."""
 
 
 def reserve(timed_share: float) -> float:
@@ -135,7 +129,8 @@ class Pacing:
             longest before they are lost.
     """
 
-    def __init__(self, riders: Riders, table: StepTable) -> None:
+    def __init__(self, riders: Riders, table: StepTable, least_s: float) -> None:
+        """`least_s`: no forward is shorter."""
         count, rows = len(riders), riders.ladder
         prompt_forwards, prompt_s = riders.prompt_forwards[:, None], riders.prompt_s[:, None]
         forwards = np.maximum(1.0, riders.tokens[:, None] / table.tokens[rows] + table.rest[rows]) + prompt_forwards
@@ -160,39 +155,34 @@ class Pacing:
         self.most_s: Floats = np.maximum(limit_s.max(axis=1), last_s / KEPT)
         self.lost_s: Floats = last_s / LOST
         # One more column, which fits any forward: where no step does, the quickest. Rows behind one another for `take`.
-        self._columns = len(steps) + 1
-        self._limits_s = np.column_stack((limit_s, np.full(count, np.inf)))
-        spare = self._everyone, self.quickest
-        self._needed_s = np.maximum(np.column_stack((pace_s, last_s)) / KEPT, 1e-9).ravel()
-        self._owns_s = np.column_stack((own_s, own_s[spare])).ravel()
-        self._starts = self._everyone * self._columns
+        self._limits_s = np.column_stack((limit_s, np.full(count, inf)))
+        self._needed_s = np.column_stack((pace_s, last_s)) / KEPT
+        self._owns_s = np.column_stack((own_s, own_s[self._everyone, self.quickest]))
+        self._least_s = least_s
 
     def __len__(self) -> int:
         return len(self._everyone)
 
-    @property
-    def ends_s(self) -> Floats:
-        """The longest forwards of all riders' steps, in no order."""
-        return self._limits_s.ravel()
-
-    def added_s(self, forward_s: float) -> tuple[float, float, float]:
-        """What the riders add to a forward that is so long, each on its step for it.
-
-        Also how that grows with the forward, at most, until one of them takes another step, and where that is. One
-        whose pace is looser than the forward waits while others are tight: it rides as often as that asks for.
-        """
-        at = (self._limits_s >= forward_s).argmax(axis=1) + self._starts
-        owns_s, needed_s = self._owns_s.take(at), self._needed_s.take(at)
-        duty = np.minimum(1.0, forward_s / needed_s)
-        growth = float((owns_s / needed_s) @ (duty < 1.0))
-        return float(owns_s @ duty), growth, float(self._limits_s.take(at).min())
-
-    def added_at_s(self, forwards_s: Floats) -> Floats:
-        """What the riders add to forwards of several lengths, each on its step for it."""
-        at = (self._limits_s >= forwards_s[:, None, None]).argmax(axis=2) + self._starts
-        duty = np.minimum(1.0, forwards_s[:, None] / self._needed_s.take(at))
-        added_s: Floats = (self._owns_s.take(at) * duty).sum(axis=1)
-        return added_s
+    def changes(self, riders: slice = slice(None)) -> Changes:
+        """Of what some of the riders add to a forward, each on its step for it and as often as its pace asks for."""
+        limits_s = np.maximum.accumulate(self._limits_s[riders], axis=1)
+        # A rider is on the first step whose limit the forward keeps: beyond the limits of those before.
+        starts_s = np.full_like(limits_s, self._least_s)
+        np.maximum(limits_s[:, :-1], self._least_s, out=starts_s[:, 1:])
+        used = (limits_s > starts_s).ravel().nonzero()[0]
+        starts_s, ends_s = starts_s.ravel().take(used), limits_s.ravel().take(used)
+        owns_s, needed_s = self._owns_s[riders].ravel().take(used), self._needed_s[riders].ravel().take(used)
+        # Until a forward is as long as the pace it rides in a share of them, then in all, until it takes another step.
+        always_s = np.minimum(np.maximum(needed_s, starts_s), ends_s)
+        growth = owns_s / np.maximum(needed_s, self._least_s)
+        # What it added on the step before, which ends here; nothing where it begins.
+        before_s = np.append(0.0, owns_s[:-1])
+        before_s[starts_s == self._least_s] = 0.0
+        return Changes(
+            np.concatenate((starts_s, always_s)),
+            np.concatenate((-before_s, owns_s)),
+            np.concatenate((growth, -growth)),
+        )
 
     def may_fit(self, forward_s: float, most_s: float) -> list[int]:
         """For a single rider: steps on which it may be in time beside others with a mean forward of `forward_s`, whom
@@ -200,8 +190,8 @@ class Pacing:
 
         By a lower bound of the forward with it: it makes nobody else ride less.
         """
-        limits_s, width = self._limits_s[0, :-1], self._columns - 1
-        least_s = forward_s + self._owns_s[:width] * np.minimum(1.0, forward_s / self._needed_s[:width])
+        limits_s, owns_s, needed_s = self._limits_s[0, :-1], self._owns_s[0, :-1], self._needed_s[0, :-1]
+        least_s = forward_s + owns_s * np.minimum(1.0, forward_s / np.maximum(needed_s, self._least_s))
         found: list[int] = (least_s <= np.minimum(limits_s, most_s)).nonzero()[0].tolist()
         return found
 
@@ -210,7 +200,7 @@ class Pacing:
         if not len(self):
             return Ride(forward_s, NOBODY.ladder, _NO_FLAGS, _NO_FLAGS, NOBODY.tokens)
         places = (self._limits_s >= forward_s).argmax(axis=1)
-        tight: NDArray[np.bool_] = places == self._columns - 1
+        tight: NDArray[np.bool_] = places == self._limits_s.shape[1] - 1
         places = np.where(tight, self.quickest, places)
         chosen_s = self.pace_s[self._everyone, places]
         return Ride(forward_s, places, tight, tight & (chosen_s < LOST * forward_s), chosen_s / SAFETY)
@@ -218,38 +208,7 @@ class Pacing:
 
 _NO_FLAGS = np.zeros(0, dtype=np.bool_)
 NO_STEPS = StepTable([])
-NO_PACING = Pacing(NOBODY, NO_STEPS)
-
-
-def mean_forward_s(parts: Sequence[Pacing], fixed_s: float, least_s: float = 0.0, most_s: float = inf) -> float:
-    """The shortest mean forward in which every rider of all parts, late ones apart, keeps its deadlines.
-
-    Args:
-        fixed_s: base of a forward and what rides in it anyway. least_s: a length that is known to be too short, as that
-            of some of the riders alone.
-    """
-    parts = [part for part in parts if len(part)]
-    forward_s = max(fixed_s, least_s)
-    surely_s, guessed, straight = forward_s, False, True
-    for _ in range(MOST_ROUNDS if parts else 0):
-        added_s, growths, ends_s = zip(*(part.added_s(forward_s) for part in parts), strict=True)
-        longer_s = fixed_s + sum(added_s)
-        if guessed and longer_s < forward_s * (1 - 1e-6):
-            # Beyond the rest: before it, somebody began to ride all the time.
-            forward_s, guessed, straight = surely_s, False, False
-            continue
-        if longer_s <= forward_s * (1 + ENOUGH):
-            break
-        if longer_s > most_s:
-            return inf
-        # As long as nobody takes another step, the map bends only towards its rest: a straight line is a guess at it
-        # that shows when it was too far. Close to saturation, small steps would be many.
-        growth = sum(growths)
-        rest_s = forward_s + (longer_s - forward_s) / (1 - growth) if straight and growth < 1 else 0.0
-        surely_s, straight = longer_s, True
-        forward_s = max(longer_s, min(rest_s, *ends_s))
-        guessed = forward_s > longer_s
-    return forward_s if forward_s <= most_s else inf
+NO_PACING = Pacing(NOBODY, NO_STEPS, 0.0)
 
 
 def longest_s(parts: Sequence[Pacing], forward_s: float) -> float:
@@ -263,26 +222,7 @@ def longest_s(parts: Sequence[Pacing], forward_s: float) -> float:
     return float(limits_s.min(initial=inf, where=limits_s >= forward_s))
 
 
-def room_s(parts: Sequence[Pacing], fixed_s: float, forward_s: float, most_s: float) -> float:
-    """What a newcomer may add to the mean forward, seconds; inf where nobody minds.
-
-    A longer forward makes others ride more often, so that the most is not what lies between `forward_s` and `most_s`,
-    but what the others leave of the forward between them that they leave most of. Until one of them takes another step
-    what they add bends downwards, so that this is one at which somebody is about to, or `most_s`.
-    """
-    parts = [part for part in parts if len(part)]
-    if not parts or most_s == inf:
-        return inf
-    ends_s = np.unique(np.concatenate([part.ends_s for part in parts]))
-    ends_s = ends_s[(ends_s > forward_s) & (ends_s < most_s)]
-    if len(ends_s) > MOST_LOOKS:
-        ends_s = ends_s[np.linspace(0, len(ends_s) - 1, MOST_LOOKS).astype(int)]
-    lengths_s = np.append(ends_s, most_s)
-    added_s: Floats = sum((part.added_at_s(lengths_s) for part in parts), np.zeros(len(lengths_s)))
-    return float(max(0.0, (lengths_s - fixed_s - added_s).max()))
-
-
 def ride(riders: Riders, table: StepTable, fixed_s: float) -> Ride:
-    """Riders in their shortest mean forward (`mean_forward_s`). A tight one rides on the step of its loosest pace."""
-    pacing = Pacing(riders, table)
-    return pacing.ride(mean_forward_s([pacing], fixed_s))
+    """Riders in their shortest mean forward, beside so much. A tight one rides on the step of its loosest pace."""
+    pacing = Pacing(riders, table, fixed_s)
+    return pacing.ride(Curve(pacing.changes()).rest_s(fixed_s))

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from engine.pace import Floats, Step
+from engine.curve import Floats
+from engine.pace import Step
 from engine.plan import of_equal_quality
 
 if TYPE_CHECKING:

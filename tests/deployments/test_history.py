@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.history import MOST_TAIL, Calibration, OutputLengths
+from deployments.history import ENOUGH, MOST_TAIL, TAIL_EVERY_S, Calibration, LatencyTails, OutputLengths
 
 
 def seen(lengths: OutputLengths, values: list[int], tier: str = "t", rung: str = "r", prompt: int = 30) -> None:
@@ -68,3 +70,24 @@ def test_experience_is_by_tier_and_mode_and_within_bounds() -> None:
     assert calibration.scale("t", True, "diffusion") == 1.4
     assert calibration.scale("t", True, "self_speculation") == MOST_TAIL
     assert Calibration().scale("t", True, "ar") == 1.0
+
+
+def test_of_many_answers_that_end_at_once_one_is_compared_with_its_prediction() -> None:
+    tails = LatencyTails()
+    asked_s = [index * TAIL_EVERY_S / 10 for index in range(100)]
+    wanted = [now_s for now_s in asked_s if tails.wants(now_s)]
+    assert wanted[0] == 0.0
+    assert len(wanted) == 10
+    assert min(later - earlier for earlier, later in pairwise(wanted)) >= TAIL_EVERY_S * (1 - 1e-9)
+    assert tails.wants(asked_s[-1] + 60)
+
+
+def test_a_tail_counts_once_there_are_enough_answers() -> None:
+    tails = LatencyTails()
+    for count in range(ENOUGH):
+        assert tails.values() == {}, count
+        tails.observe("diffusion", 1.1)
+    assert tails.values() == {"diffusion": 1.1}
+    for _ in range(200):
+        tails.observe("diffusion", 100.0)
+    assert tails.values() == {"diffusion": MOST_TAIL}

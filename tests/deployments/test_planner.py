@@ -18,9 +18,10 @@ from deployments.planner import Planned, Refusal, make_plan
 from deployments.prediction import LoadTable, RungTable, predict_all
 from engine.admission import Admission, Newcomer
 from engine.cost_model import ForwardCost, ForwardCostModel
+from engine.curve import Curve
 from engine.decoding.rung_choice import Crowd
 from engine.outlook import Company, Outlook, Prices
-from engine.pace import SAFETY, Pacing, Riders, Step, StepTable, longest_s, mean_forward_s
+from engine.pace import SAFETY, Pacing, Riders, Step, StepTable, longest_s
 from engine.plan import AR, Decoding, Plan, self_speculation
 from engine.request import GenerationOptions
 from tests.deployments.plans_by_hand import (
@@ -264,10 +265,11 @@ def test_the_router_finds_no_want_of_room_where_the_replica_lets_somebody_in(
     places = np.zeros(count, dtype=np.int64)
     ones = np.ones(count)
     present = Riders(places, places, tokens, lefts, never, nothing, nothing, nothing, share=ones, reserve=2 * ones)
-    pacing = Pacing(present, StepTable([ladder]))
-    forward_s = mean_forward_s([pacing], cost.base_s)
+    pacing = Pacing(present, StepTable([ladder]), cost.base_s)
+    curve = Curve(pacing.changes())
+    forward_s = curve.rest_s(cost.base_s)
     prices = Prices(lambda ladder: outlook.worth(ladder, Crowd(count + 1, 0.0)), 0.0)
-    company = Company((pacing,), forward_s, longest_s([pacing], forward_s), cost.base_s, prices)
+    company = Company(curve, forward_s, longest_s([pacing], forward_s), cost.base_s, prices)
     newcomer = Newcomer(Plan(ladder=(AR,)), prompt, output, left_s)
     if Admission(outlook).rung_for(newcomer, company) is None:
         return

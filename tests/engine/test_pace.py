@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.curve import Curve
 from engine.pace import (
-    ENOUGH,
     KEPT,
     LOST,
-    NOBODY,
+    NO_PACING,
     SAFETY,
     Pacing,
     Ride,
@@ -22,10 +22,8 @@ from engine.pace import (
     Step,
     StepTable,
     longest_s,
-    mean_forward_s,
     reserve,
     ride,
-    room_s,
 )
 
 BASE_S = 2e-3
@@ -70,90 +68,120 @@ def together(*riders: Rider) -> Ride:
     return ride(*rows_of(*riders), BASE_S)
 
 
+def curve_of(pacing: Pacing) -> Curve:
+    return Curve(pacing.changes())
+
+
+def added_s(riders: list[Rider], forward_s: float) -> float:
+    """What riders add to a forward, by its definition."""
+    pacing = Pacing(*rows_of(*riders), BASE_S)
+    found = pacing.ride(forward_s)
+    added = 0.0
+    for rider, place in zip(riders, found.places.tolist(), strict=True):
+        needed_s = rider.pace_s(place) / KEPT
+        added += rider.own_s(place) * (1.0 if needed_s <= forward_s else forward_s / needed_s)
+    return added
+
+
 def first_rest_s(*riders: Rider) -> float:
     """The shortest mean forward, one small step after the other."""
-    pacing = Pacing(*rows_of(*riders))
     forward_s = BASE_S
-    while (longer_s := BASE_S + pacing.added_s(forward_s)[0]) > forward_s * (1 + 1e-7):
+    while (longer_s := BASE_S + added_s(list(riders), forward_s)) > forward_s * (1 + 1e-7):
         forward_s = longer_s
     return forward_s
 
 
 @st.composite
-def steps(draw: st.DrawFn) -> tuple[Step, ...]:
-    """Rungs that need fewer forwards, and take more, one after the other."""
+def steps(draw: st.DrawFn, ascending: bool) -> tuple[Step, ...]:
+    """Rungs that need fewer forwards, one after the other; `ascending`: and take more."""
     count = draw(st.integers(1, 4))
     tokens = sorted(draw(st.lists(st.floats(0.5, 16), min_size=count, max_size=count, unique=True)))
-    own_s = sorted(draw(st.lists(st.floats(1e-5, 4e-3), min_size=count, max_size=count)))
+    own_s = draw(st.lists(st.floats(1e-5, 4e-3), min_size=count, max_size=count))
+    if ascending:
+        own_s.sort()
     firsts = draw(st.lists(st.integers(1, 9), min_size=count, max_size=count))
     return tuple(Step(*values) for values in zip(range(count), tokens, [0.5] * count, firsts, own_s, strict=True))
 
 
-RIDERS = st.lists(
-    st.builds(
-        Rider,
-        steps=steps(),
-        tokens=st.floats(1, 300),
-        left_s=st.just(inf) | st.floats(-0.1, 10),
-        context_s=st.floats(0, 1e-3),
-        first_left_s=st.just(inf) | st.floats(-0.1, 2),
-        prompt_forwards=st.integers(0, 4).map(float),
-        prompt_s=st.floats(0, 0.05),
-        reserve=st.floats(0, 1).map(reserve),
-    ),
-    min_size=1,
-    max_size=10,
-)
+def crowds(ascending: bool) -> st.SearchStrategy[list[Rider]]:
+    return st.lists(
+        st.builds(
+            Rider,
+            steps=steps(ascending),
+            tokens=st.floats(1, 300),
+            left_s=st.just(inf) | st.floats(-0.1, 10),
+            context_s=st.floats(0, 1e-3),
+            first_left_s=st.just(inf) | st.floats(-0.1, 2),
+            prompt_forwards=st.integers(0, 4).map(float),
+            prompt_s=st.floats(0, 0.05),
+            reserve=st.floats(0, 1).map(reserve),
+        ),
+        min_size=1,
+        max_size=10,
+    )
 
 
+RIDERS = crowds(ascending=True)
+ANY_RIDERS = crowds(ascending=False)
 ON_ONE_STEP = RIDERS.map(lambda riders: [replace(rider, steps=rider.steps[:1]) for rider in riders])
 """Where somebody changes the step there may be several forwards in which everybody finds rest."""
 
 
-@given(RIDERS)
+@given(ANY_RIDERS)
 def test_the_mean_forward_is_what_its_riders_add_as_often_as_they_ride(riders: list[Rider]) -> None:
-    found = together(*riders)
-    taken = 0.0
-    for rider, place in zip(riders, found.places.tolist(), strict=True):
-        needed_s = rider.pace_s(place) / KEPT
-        taken += rider.own_s(place) * (1.0 if needed_s <= found.forward_s else found.forward_s / needed_s)
-    assert BASE_S + taken <= found.forward_s * (1 + 2 * ENOUGH)
-    assert found.forward_s >= BASE_S
+    forward_s = together(*riders).forward_s
+    assert BASE_S + added_s(riders, forward_s) <= forward_s * (1 + 1e-6)
+    assert forward_s >= BASE_S
+
+
+@given(ANY_RIDERS, st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_no_shorter_forward_holds_them(riders: list[Rider], shares: list[float]) -> None:
+    forward_s = together(*riders).forward_s
+    for share in shares:
+        shorter_s = BASE_S + share * (forward_s - BASE_S)
+        if shorter_s < forward_s * (1 - 1e-6):
+            assert BASE_S + added_s(riders, shorter_s) > shorter_s
 
 
 @given(ON_ONE_STEP)
-def test_it_is_the_shortest_such_forward(riders: list[Rider]) -> None:
-    assert together(*riders).forward_s <= first_rest_s(*riders) * (1 + 2 * ENOUGH)
+def test_it_is_where_small_steps_come_to_rest(riders: list[Rider]) -> None:
+    assert together(*riders).forward_s == pytest.approx(first_rest_s(*riders), rel=1e-4)
 
 
-@given(ON_ONE_STEP, st.integers(0, 10))
+@given(ANY_RIDERS, st.integers(0, 10))
 def test_some_before_the_others_make_no_difference(riders: list[Rider], first: int) -> None:
-    """Those that are there already, then newcomers: from where the former alone came to rest."""
+    """Those that are there already, then newcomers."""
     former, newcomers = (
-        Pacing(*rows_of(*some)) if some else Pacing(NOBODY, StepTable([])) for some in (riders[:first], riders[first:])
+        Pacing(*rows_of(*some), BASE_S) if some else NO_PACING for some in (riders[:first], riders[first:])
     )
-    alone_s = mean_forward_s([former], BASE_S)
-    found_s = mean_forward_s([former, newcomers], BASE_S, alone_s)
-    shortest_s = first_rest_s(*riders)
-    assert alone_s * (1 - 1e-9) <= found_s <= shortest_s * (1 + 2 * ENOUGH)
+    found_s = curve_of(former).with_changes(newcomers.changes()).rest_s(BASE_S)
+    assert found_s == pytest.approx(together(*riders).forward_s)
+    assert curve_of(former).rest_s(BASE_S) <= found_s * (1 + 1e-9)
 
 
-@given(RIDERS, st.lists(st.floats(1e-4, 1.0), min_size=1, max_size=5))
-def test_forwards_of_several_lengths_are_looked_at_as_each_of_them(riders: list[Rider], lengths_s: list[float]) -> None:
-    pacing = Pacing(*rows_of(*riders))
-    together_s = pacing.added_at_s(np.array(lengths_s))
-    assert together_s == pytest.approx([pacing.added_s(length_s)[0] for length_s in lengths_s])
+@given(ANY_RIDERS, ANY_RIDERS)
+def test_who_adds_no_more_than_the_room_makes_nobody_worse_off(riders: list[Rider], more: list[Rider]) -> None:
+    parts = [Pacing(*rows_of(*some), BASE_S) for some in (riders, more)]
+    curve = curve_of(parts[0]).with_changes(parts[1].changes())
+    forward_s = curve.rest_s(BASE_S)
+    most_s = longest_s(parts, forward_s)
+    if most_s == inf:
+        return
+    left_s = curve.room_s(BASE_S, forward_s, most_s)
+    assert left_s >= 0
+    if left_s > 0:
+        assert curve.rest_s(BASE_S + left_s * (1 - 1e-9)) <= most_s * (1 + 1e-9)
 
 
 @given(ON_ONE_STEP, ON_ONE_STEP)
-def test_who_adds_no_more_than_the_room_makes_nobody_worse_off(riders: list[Rider], more: list[Rider]) -> None:
-    parts = [Pacing(*rows_of(*some)) for some in (riders, more)]
-    forward_s = mean_forward_s(parts, BASE_S)
+def test_who_adds_more_than_the_room_makes_somebody_worse_off(riders: list[Rider], more: list[Rider]) -> None:
+    parts = [Pacing(*rows_of(*some), BASE_S) for some in (riders, more)]
+    curve = curve_of(parts[0]).with_changes(parts[1].changes())
+    forward_s = curve.rest_s(BASE_S)
     most_s = longest_s(parts, forward_s)
-    left_s = room_s(parts, BASE_S, forward_s, most_s)
-    assert left_s >= 0
-    if 0 < left_s < inf:
-        assert mean_forward_s(parts, BASE_S + left_s) <= most_s * (1 + 2 * ENOUGH)
+    if most_s < inf:
+        left_s = curve.room_s(BASE_S, forward_s, most_s)
+        assert curve.rest_s(BASE_S + left_s * (1 + 1e-6) + 1e-12) > most_s * (1 - 1e-9)
 
 
 @given(RIDERS)
