@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from collections.abc import Sequence as Seq
 from math import inf
 from typing import TYPE_CHECKING
 
-from engine.batch import Segment
-from engine.decoding.canvas import drafts_end, open_canvas, steps_in_a_row
-from engine.deviation import MIXED
+from engine.decoding.canvas import may_change, open_canvas
 from engine.events import Event
+from engine.in_a_row import Row, row_of, run_row
 from engine.kv_cache import PagePool, page_key, root_key
 from engine.outlook import Outlook, View
 from engine.pace import reserve
 from engine.plan import PlanEntry, Rung
 from engine.postprocess import Postprocessor, Work
 from engine.scheduler import Want, share_slots
-from engine.sequence import Phase, Sequence
+from engine.segments import main_block_length, segment
+from engine.sequence import Sequence
 from engine.share import Share
 from engine.stats import Counters
 
@@ -39,12 +38,8 @@ PATIENT_BESIDE = 16
 leave room in, and the fewer take turns, the sooner each is done."""
 SHARE_OVER_S = 3.0
 """Seconds over which `timed_time` forgets: some of the arrivals of now, not the next burst alone."""
-MOST_OF_IT = 0.75
-"""The share of a forward's slots that says what kind of forward it is."""
 NEWEST = 0.05
 """Weight of the last step in `step_s`."""
-AR_BORDERS = 4
-"""Every so many tokens an AR sequence may change its rung."""
 DEADLINES_EXPECTED_S = 30.0
 """For so long after a sequence with a deadline the next one is expected."""
 LONGEST_BASES = 12.0
@@ -127,14 +122,14 @@ class EngineCore:
             batch = self.executor.batch([item.segment for item in work])
             started = self.clock()
             forward_s = self.cost_model.cost.seconds(batch.query_tokens, batch.context_tokens, len(work))
-            steps, looks = self._in_a_row(work, self._longest_s(begun) / max(forward_s, 1e-9))
-            forwards = steps + bool(looks)
-            self.ends_s = begun + forward_s * forwards
-            self._advance(work, batch, steps, looks)
+            row = self._row(work, self._longest_s(begun) / max(forward_s, 1e-9))
+            self.ends_s = begun + forward_s * row.forwards
+            self._advance(work, batch, row)
             ended = self.clock()
-            per_slot_s = (ended - started) / (batch.query_tokens * forwards)
-            self._account(work, per_slot_s, steps)
-            self._account(looks, per_slot_s, 1)
+            per_slot_s = (ended - started) / (batch.query_tokens * row.forwards)
+            self._account(work, per_slot_s, row.steps)
+            for looks in row.looks:
+                self._account(looks, per_slot_s, 1)
             events += self.postprocessor.settle_all(work, ended)
             for item in work:
                 self._share_pages(item.sequence)
@@ -143,7 +138,7 @@ class EngineCore:
                     self._count_end(item.sequence, ended)
             step_s = self.clock() - begun
             length = main_block_length(work, batch.query_tokens)
-            self.cost_model.observe(batch.query_tokens, batch.context_tokens, len(work), step_s / forwards, length)
+            self.cost_model.observe(batch.query_tokens, batch.context_tokens, len(work), step_s / row.forwards, length)
             self.counters.busy_s += step_s
             self.step_s += (step_s - self.step_s) * (NEWEST if self.step_s else 1.0)
             timed = sum(len(item.segment.tokens) for item in work if item.sequence.urgent)
@@ -154,36 +149,39 @@ class EngineCore:
             self.view, self.ends_s = None, -inf
         return events
 
-    def _in_a_row(self, work: list[Work], most: float) -> tuple[int, list[Work]]:
-        """How many forwards come to the same batch with other tokens, so that the host need not look at each, and the
-        looks at what they have drafted, where those can follow without it too; not more than `most` but one.
+    def _row(self, work: list[Work], most: float) -> Row:
+        """What is run without the host between its forwards, at most so many of them.
 
         Nobody may be waiting for a place in them.
         """
         executor = self.executor
         if executor.keeps_logits or executor.group is not None or self.postprocessor.observer is not None:
-            return 1, []
+            return Row()
         if self.waiting or len(work) < len(self.running):
-            return 1, []
-        sequences = [item.sequence for item in work]
-        steps = max(1, int(min(steps_in_a_row(sequences), most)))
-        if steps + 1 > most or not drafts_end(sequences, steps):
-            return steps, []
-        return steps, [Work(one, look_segment(one), Phase.LOOK) for one in sequences]
+            return Row()
+        row = row_of(work, most)
+        return row if self._found_pages(row) else Row()
 
-    def _advance(self, work: list[Work], batch: ForwardBatch, steps: int, looks: list[Work]) -> None:
-        """Runs the forward so many times, and the looks after it, and waits for what comes of them."""
+    def _found_pages(self, row: Row) -> bool:
+        """Gives the sequences pages for the looks that follow, where there are some for all of them."""
+        missing: dict[Sequence, int] = {}
+        for looks in row.looks:
+            for item in looks:
+                sequence = item.sequence
+                missing[sequence] = self._pages_for(item.segment.end) - len(sequence.pages)
+        pages = self.pool.allocate(sum(count for count in missing.values() if count > 0))
+        if pages is None:
+            return False
+        for sequence, count in missing.items():
+            for _ in range(count):
+                sequence.pages.append(pages.pop())
+        return True
+
+    def _advance(self, work: list[Work], batch: ForwardBatch, row: Row) -> None:
+        """Runs the forward, or the row of them, and waits for what comes of it."""
         executor, postprocessor = self.executor, self.postprocessor
-        if steps > 1 or looks:
-            canvases = postprocessor.canvases(work, executor.kv.device)
-            executor.denoise(batch, postprocessor.ask(work), canvases, steps)
-            segments = [item.segment for item in looks]
-            choice = executor.look(segments, lambda: postprocessor.ask(looks), canvases) if looks else None
-            postprocessor.put_back(work, canvases, steps)
-            if choice is not None:
-                for item in looks:
-                    item.segment.tokens = item.sequence.open_canvas.tokens
-                postprocessor.advance(looks, choice)
+        if row.forwards > 1:
+            run_row(row, work, batch, executor, postprocessor)
         elif executor.keeps_logits:
             postprocessor.advance(work, executor.run(batch))
         else:
@@ -254,7 +252,7 @@ class EngineCore:
         """
         present = [*self.running, *(sequence for sequence in self.waiting if sequence.urgent)]
         if not any(sequence.timed for sequence in present) and not any(
-            sequence.at_border and not sequence.plan.pinned and _may_change(sequence) for sequence in self.running
+            sequence.at_border and not sequence.plan.pinned and may_change(sequence) for sequence in self.running
         ):
             return None
         view = self.outlook.view(present, now)
@@ -266,7 +264,7 @@ class EngineCore:
     def _open_borders(self, view: View | None) -> None:
         """Chooses rungs for sequences at a border and opens their canvases."""
         borders = [sequence for sequence in self.running if sequence.at_border]
-        free = [sequence for sequence in borders if not sequence.plan.pinned and _may_change(sequence)]
+        free = [sequence for sequence in borders if not sequence.plan.pinned and may_change(sequence)]
         choices = {} if view is None else self.outlook.rungs(free, view)
         for sequence in borders:
             plan = sequence.plan
@@ -394,41 +392,3 @@ class EngineCore:
             item.sequence.report.forwards += steps
             item.sequence.report.accelerator_ms += per_slot_s * slots * 1e3
             counters.slots[item.phase.value] += slots
-
-
-def main_block_length(work: Seq[Work], query_tokens: int) -> int:
-    """The length of the canvases that make up at least `MOST_OF_IT` of a forward, `MIXED` where there is none."""
-    tokens: dict[int, int] = {}
-    for item in work:
-        if item.phase is not Phase.PREFILL:
-            length = item.sequence.rung.block_length
-            tokens[length] = tokens.get(length, 0) + len(item.segment.tokens)
-    return next((length for length, count in tokens.items() if count >= MOST_OF_IT * query_tokens), MIXED)
-
-
-def _may_change(sequence: Sequence) -> bool:
-    """Whether a border is one to think at: AR has one at every token, of which every `AR_BORDERS`th is enough."""
-    ar = sequence.rung.block_length == 1
-    return not ar or not sequence.report.plan or sequence.output_tokens % AR_BORDERS == 0
-
-
-def segment(sequence: Sequence, tokens: int) -> Segment:
-    """The sequence's part of the next forward: a prompt chunk, a draft step, or the look at a canvas."""
-    start = sequence.cached
-    if sequence.phase is Phase.PREFILL:
-        end = start + tokens
-        last = end == sequence.prefill_target and not sequence.has_pending
-        return Segment(sequence.tokens[start:end], start, True, False, [tokens - 1] if last else [], sequence.pages)
-    canvas = sequence.open_canvas
-    if sequence.phase is Phase.DRAFT:
-        masked = [offset for offset, hidden in enumerate(canvas.masked) if hidden]
-        return Segment(canvas.tokens, start, False, sequence.rung.uses_draft_adapter, masked, sequence.pages)
-    return look_segment(sequence)
-
-
-def look_segment(sequence: Sequence) -> Segment:
-    """The look at its open canvas."""
-    tokens = sequence.open_canvas.tokens
-    # Without an audit only the last row matters: it yields the next pending token.
-    wanted = list(range(len(tokens))) if sequence.rung.audit != "off" else [len(tokens) - 1]
-    return Segment(tokens, sequence.cached, True, False, wanted, sequence.pages)

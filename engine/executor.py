@@ -126,18 +126,21 @@ class Executor:
                     asked.next_step()
                 canvases.commit(head_choice(self.model, self._forward(batch), rows, asked))
 
-    def look(self, segments: list[Segment], ask: Callable[[], Asked], canvases: DeviceCanvases) -> Choice:
-        """The look at canvases that `denoise` has just filled, which the host has not seen: it waits for nothing, and
-        lays the forward out while the device runs the steps before it.
+    def look(self, segments: list[Segment], ask: Callable[[], Asked], tokens: Tensor) -> Choice:
+        """A forward over tokens that the device has just chosen and the host has not seen: it waits for nothing, and
+        lays the forward out while the device runs the one before.
+
+        Not for several ranks, nor for rows with top-k or top-p.
 
         Args:
-            segments: of the canvases, one each in their order; of their tokens only the number counts.
+            segments: of their tokens only the number counts.
             ask: gives what the rows are asked, on the CPU; a token to judge is that of the row after it.
+            tokens: int64, of all segments, one after the other, on the device.
         """
         with torch.inference_mode():
             batch = self.batch(segments)
             asked = ask().to(self.kv.device)
-            batch.token_ids[: batch.query_tokens] = canvases.tokens()
+            batch.token_ids[: batch.query_tokens] = tokens
             rows = batch.logit_rows[: batch.wanted]
             given = asked.rules.given
             following = batch.token_ids[(rows + 1).clamp(max=len(batch.token_ids) - 1)]

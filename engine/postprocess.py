@@ -77,7 +77,9 @@ class Postprocessor:
         drafts: list[tuple[Work, int]] = []
         looks: list[tuple[Work, int]] = []
         for item, row in _with_rows(work):
-            (drafts if item.phase is Phase.DRAFT else looks).append((item, row))
+            # One that has ended by a token that the host had not seen when this forward was begun.
+            if item.sequence.finish_reason is None:
+                (drafts if item.phase is Phase.DRAFT else looks).append((item, row))
         if isinstance(outcome, Choice):
             choice, logits = outcome, None
         else:

@@ -1,4 +1,4 @@
-"""Opening a canvas at a border, and when its drafting is over."""
+"""Opening a canvas at a border, when its drafting is over, and which forwards need no host between them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from engine.sequence import Canvas, Phase, Sequence
 
 MOST_IN_A_ROW = 4
-"""Draft steps that are run without the host: a newcomer may have to wait for so many forwards and the look after them,
-and all but one of them are in vain where an answer ends by the first."""
+"""Draft steps, or tokens of AR, that are run without the host: a newcomer may have to wait for so many forwards and the
+look after them, and all but one of them are in vain where an answer ends by the first."""
+AR_BORDERS = 4
+"""Every so many tokens an AR sequence may change its rung."""
 
 
 def open_canvas(sequence: Sequence, mask_token_id: int) -> None:
@@ -52,10 +54,13 @@ def drafts_end(sequences: Iterable[Sequence], steps: int) -> bool:
 
 def _is_certain(sequence: Sequence) -> bool:
     """Whether what its next steps are depends on no token, and the host has no part in them."""
+    return sequence.phase is Phase.DRAFT and sequence.rung.threshold is None and not _asks_the_host(sequence)
+
+
+def _asks_the_host(sequence: Sequence) -> bool:
+    """Whether its tokens are chosen with the host's help, or it may have to end at once."""
     sampling = sequence.sampling
-    filtered = not sampling.greedy and (sampling.top_k > 0 or sampling.top_p < 1)
-    drafting = sequence.phase is Phase.DRAFT and sequence.rung.threshold is None
-    return drafting and not filtered and not sequence.cut
+    return sequence.cut or (not sampling.greedy and (sampling.top_k > 0 or sampling.top_p < 1))
 
 
 def _steps_for_certain(sequence: Sequence) -> int:
@@ -65,6 +70,28 @@ def _steps_for_certain(sequence: Sequence) -> int:
     # Every step commits ceil(masks / steps left): one at a time where there are fewer masks than steps.
     canvas = sequence.open_canvas
     return max(1, min(steps_left(sequence, canvas), canvas.masks_left))
+
+
+def may_change(sequence: Sequence) -> bool:
+    """Whether a border is one to think at: AR has one at every token, of which every `AR_BORDERS`th is enough."""
+    ar = sequence.rung.block_length == 1
+    return not ar or not sequence.report.plan or sequence.output_tokens % AR_BORDERS == 0
+
+
+def tokens_in_a_row(sequences: Iterable[Sequence]) -> int:
+    """For how many forwards all of these, who share the next one, are AR, each at the token that the one before chose;
+    at least 1. An answer may end by a stop before."""
+    return min(MOST_IN_A_ROW, *(_tokens_for_certain(sequence) for sequence in sequences))
+
+
+def _tokens_for_certain(sequence: Sequence) -> int:
+    """Tokens that are AR's and need no host: up to the next border to think at, and the answer's and context's end."""
+    limits, plan = sequence.limits, sequence.plan
+    ar = sequence.phase is Phase.LOOK and sequence.rung.block_length == 1
+    if not ar or plan.schedule or limits.max_thinking_tokens is not None or _asks_the_host(sequence):
+        return 1
+    until_border = MOST_IN_A_ROW if plan.pinned else AR_BORDERS - sequence.output_tokens % AR_BORDERS
+    return min(until_border, limits.max_tokens - sequence.output_tokens, limits.context - sequence.cached)
 
 
 def usable_length(sequence: Sequence, canvas: Canvas) -> int:

@@ -1,5 +1,5 @@
-"""Draft steps in a row on Triton kernels, interpreted: the answers of one step at a time, with fewer batches laid out.
-Run by `test_steps_in_a_row.py` in a process of its own."""
+"""Forwards in a row on Triton kernels, interpreted: the answers of one at a time, which the host sees less often.
+Run by `test_in_a_row.py` in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine import core
+from engine import core, in_a_row
 from engine.batch import ForwardBatch, Segment
 from engine.decoding import canvas
 from engine.decoding.choice import Choice
@@ -64,7 +64,7 @@ def one_at_a_time(
 ) -> tuple[list[Answer], int]:
     with monkeypatch.context() as patch:
         patch.setattr(canvas, "MOST_IN_A_ROW", 1)
-        patch.setattr(core, "drafts_end", lambda *_: False)
+        patch.setattr(in_a_row, "drafts_end", lambda *_: False)
         return answers(engine, requests, monkeypatch)
 
 
@@ -135,3 +135,75 @@ def test_nothing_takes_longer_than_the_next_deadline_may_wait_for(
     (one,), looks = looks_of(engine, SPECULATIONS[:1], monkeypatch)
     assert looks == 0
     assert one.report.forwards > 2
+
+
+AR = {"decoding": "ar", "max_tokens": 10, "temperature": 0, "ignore_eos": True}
+ARS: list[dict[str, Any]] = [
+    AR,
+    AR | {"temperature": 0.9, "seed": 3, "max_tokens": 7},
+    AR | {"audit": "score", "ignore_eos": False, "min_tokens": 6},
+]
+
+
+def seen(engine: Engine, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> tuple[list[Answer], int]:
+    """The answers, and how often the host saw what forwards chose before it began another."""
+    count = 0
+    step = core.EngineCore.step
+
+    def counted(self: Any) -> Any:
+        nonlocal count
+        count += 1
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core.EngineCore, "step", counted)
+        return answers(engine, requests, patch)[0], count
+
+
+def test_tokens_in_a_row_give_the_same_answers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(canvas, "MOST_IN_A_ROW", 1)
+        want, often = seen(engine, ARS, patch)
+    got, seldom = seen(engine, ARS, monkeypatch)
+    assert seldom < often / 2
+    for one, other in zip(got, want, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.text == other.text
+        assert one.report.blocks == other.report.blocks
+        assert one.report.audit_logprob == pytest.approx(other.report.audit_logprob)
+    assert got[0].report.forwards == want[0].report.forwards == 10
+    assert got[2].report.audit_logprob is not None
+
+
+def test_what_comes_after_a_stop_is_no_part_of_the_answer(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    (whole,), _ = seen(engine, ARS[1:2], monkeypatch)
+    for place in (1, 2, 3):
+        stop = whole.token_ids[place]
+        (one,), _ = seen(engine, [ARS[1] | {"stop_token_ids": [stop]}], monkeypatch)
+        first = whole.token_ids.index(stop)
+        assert one.token_ids == whole.token_ids[: first + 1]
+        assert one.finish_reason == "stop"
+    assert engine.core.pool.in_use() == 0
+
+
+def test_tokens_in_a_row_cross_pages(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = AR | {"max_tokens": engine.core.pool.page_size + 6}
+    with monkeypatch.context() as patch:
+        patch.setattr(canvas, "MOST_IN_A_ROW", 1)
+        (want,), _ = seen(engine, [request], patch)
+    (got,), _ = seen(engine, [request], monkeypatch)
+    assert got.token_ids == want.token_ids
+    assert engine.core.pool.in_use() == 0
+
+
+def test_where_pages_are_few_nobody_takes_them_ahead(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two answers that need two pages each, and three pages: one of them has to wait."""
+    size = engine.core.pool.page_size
+    requests = [AR | {"max_tokens": size}] * 2
+    monkeypatch.setenv(VARIABLE, "triton")
+    small = load(kv_tokens=3 * size, prefix_reuse=False)
+    assert all(size < len(prompt) + size <= 2 * size for prompt in PROMPTS[:2])
+    want, _ = seen(engine, requests, monkeypatch)
+    got, _ = seen(small, requests, monkeypatch)
+    assert [one.token_ids for one in got] == [one.token_ids for one in want]
+    assert small.core.counters.forwards > max(one.report.forwards for one in want)

@@ -1,4 +1,4 @@
-"""Draft steps that are run without a look at what came of them."""
+"""Forwards that are run without a look at what came of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from typing import Any
 
 import pytest
 
-from engine.decoding.canvas import MOST_IN_A_ROW, drafts_end, open_canvas, steps_in_a_row
+from engine.decoding.canvas import (
+    AR_BORDERS,
+    MOST_IN_A_ROW,
+    drafts_end,
+    open_canvas,
+    steps_in_a_row,
+    tokens_in_a_row,
+)
 from engine.engine import Engine
+from engine.plan import diffusion
 from engine.request import GenerationOptions
 from engine.sequence import Sequence
 from tests.kernels.isolated import interpreted
@@ -27,8 +35,8 @@ def drafting(engine: Engine, steps: int, **fields: Any) -> Sequence:
     return one
 
 
-def test_steps_in_a_row() -> None:
-    interpreted(Path(__file__).with_name("interpreted_in_a_row.py"), least=6)
+def test_answers_are_those_of_one_forward_at_a_time() -> None:
+    interpreted(Path(__file__).with_name("interpreted_in_a_row.py"), least=10)
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(1, 1), (2, 2), (3, 3), (8, MOST_IN_A_ROW)])
@@ -91,3 +99,47 @@ def test_the_host_sees_what_may_end_or_turn_out_otherwise_before_the_look(
     cut = drafting(golden_engine, 1, **SPECULATION)
     cut.cut = True
     assert not drafts_end([cut], 1)
+
+
+def speaking(engine: Engine, tokens: int = 1, **fields: Any) -> Sequence:
+    """A sequence of AR that has so many output tokens, the last one pending, at the look at it."""
+    options = GenerationOptions(**{"decoding": "ar", "temperature": 0, "max_tokens": 40} | fields)
+    one = engine.intake.sequence("test", [5, 6], options, None, 0.0)
+    one.tokens += [7] * tokens
+    one.has_pending, one.cached = True, len(one.tokens) - 1
+    open_canvas(one, 100)
+    return one
+
+
+def test_tokens_of_ar_follow_one_another(golden_engine: Engine) -> None:
+    one, another = speaking(golden_engine), speaking(golden_engine, 7, temperature=0.7, seed=1)
+    assert tokens_in_a_row([one, another]) == MOST_IN_A_ROW
+    assert tokens_in_a_row([one, drafting(golden_engine, 8)]) == 1
+    assert tokens_in_a_row([speculating(golden_engine, 1)]) == 1
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(36, MOST_IN_A_ROW), (37, 3), (38, 2), (39, 1)])
+def test_no_token_beyond_the_answers_end(golden_engine: Engine, tokens: int, expected: int) -> None:
+    assert tokens_in_a_row([speaking(golden_engine, tokens)]) == expected
+
+
+def test_no_token_beyond_the_context(golden_engine: Engine) -> None:
+    one = speaking(golden_engine)
+    one.limits.context = one.cached + 2
+    assert tokens_in_a_row([one]) == 2
+
+
+def test_no_token_beyond_a_border_at_which_the_rung_may_change(golden_engine: Engine) -> None:
+    one = speaking(golden_engine, AR_BORDERS + 1)
+    one.plan = replace(one.plan, ladder=(one.rung, diffusion(8, 2)))
+    assert tokens_in_a_row([one]) == AR_BORDERS - 1
+
+
+@pytest.mark.parametrize(
+    "fields", [{"temperature": 1.0, "top_k": 5}, {"temperature": 1.0, "top_p": 0.9}, {"max_thinking_tokens": 3}]
+)
+def test_what_the_host_has_a_part_in_it_sees(golden_engine: Engine, fields: dict[str, Any]) -> None:
+    assert tokens_in_a_row([speaking(golden_engine, **fields)]) == 1
+    cut = speaking(golden_engine)
+    cut.cut = True
+    assert tokens_in_a_row([cut]) == 1
