@@ -41,25 +41,27 @@ MOST_OPEN = 10_000
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """How the answer to question `number` ended."""
+
+    number: int
+    answered: Answered
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """A request as the router gets it.
 
     Attributes:
         fields: of its body. load: of the replica, None where it is the one of the question before.
+        ended: answers that have ended since that one.
     """
 
     number: int
     fields: dict[str, Any]
     arrived_s: float
     load: ReplicaLoad | None
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How the answer to question `number` ended."""
-
-    number: int
-    answered: Answered
+    ended: list[Ended]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,8 @@ class Router:
 
     def offer(self, question: Question) -> Offer | Refusing:
         """As `POST /v1/completions` would: a plan, or a refusal before any forward."""
+        for ended in question.ended:
+            self.learn(ended)
         if question.load is not None:
             self._loads = [question.load]
         planning, number = self.planning, question.number
@@ -132,11 +136,8 @@ class Router:
         """Until the other side is gone."""
         with suppress(EOFError, ConnectionError):
             while True:
-                message: Question | Ended = connection.recv()
-                if isinstance(message, Ended):
-                    self.learn(message)
-                else:
-                    connection.send(self.offer(message))
+                question: Question = connection.recv()
+                connection.send(self.offer(question))
 
 
 class RouterProcess:
@@ -157,6 +158,7 @@ class RouterProcess:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turns = asyncio.Semaphore(MOST_ASKED)
         self._sent: ReplicaLoad | None = None
+        self._ended: list[Ended] = []
 
     async def offer(self, request: Request, arrived_s: float, load: ReplicaLoad) -> Offer | Refusing:
         """The plan of a request that arrived at `arrived_s` (`time.perf_counter`)."""
@@ -174,15 +176,17 @@ class RouterProcess:
         answer = self._asked[number] = loop.create_future()
         news = None if load is self._sent else load
         self._sent = load
-        self._connection.send(Question(number, fields_of(request), arrived_s, news))
+        ended, self._ended = self._ended, []
+        self._connection.send(Question(number, fields_of(request), arrived_s, news, ended))
         try:
             return await answer
         finally:
             self._asked.pop(number, None)
 
     def learn(self, number: int, answered: Answered) -> None:
-        """Tells the router how the answer to its offer `number` ended."""
-        self._connection.send(Ended(number, answered))
+        """Tells the router how the answer to its offer `number` ended, with the next question: in the cluster the
+        stream that it passes on tells it, and nobody sends a message of its own."""
+        self._ended.append(Ended(number, answered))
 
     def close(self) -> None:
         """Ends the process."""

@@ -27,7 +27,7 @@ from engine.decoding.rung_choice import (
     tokens_ahead,
     worth_of,
 )
-from engine.pace import NO_PACING, NO_STEPS, NOBODY, Pacing, Ride, Riders, Step, StepTable, longest_s
+from engine.pace import NO_CURVE, NO_PACING, NO_STEPS, NOBODY, Pacing, Ride, Riders, Step, StepTable, longest_s
 from engine.scheduler import HOLD, PATIENCE
 
 if TYPE_CHECKING:
@@ -192,14 +192,16 @@ class Outlook:
         price = throughput(survey.free, worth, survey.pinned)
         prices = Prices(lambda ladder: worth.get(ladder) or self.worth(ladder, survey.crowd), price)
         best = {ladder: self._best(ladder, values, price) for ladder, values in worth.items()}
-        riders, table, pacing = NOBODY, NO_STEPS, NO_PACING
+        # Without anybody, as on every border of those without a deadline, nothing of it is worked out.
+        riders, table, pacing, curve, forward_s = NOBODY, NO_STEPS, NO_PACING, NO_CURVE, survey.fixed_s
         if survey.timed:
             table, rows = _table(survey.timed, prices)
             riders = self._riders(survey.timed, rows, now)
             pacing = Pacing(riders, table, survey.fixed_s)
-        curve = Curve(pacing.changes())
-        riding = pacing.ride(curve.rest_s(survey.fixed_s))
-        return View(survey.timed, riders, table, pacing, curve, riding, survey.fixed_s, prices, best)
+            curve = Curve(pacing.changes())
+            forward_s = curve.rest_s(survey.fixed_s)
+        ride = pacing.ride(forward_s)
+        return View(survey.timed, riders, table, pacing, curve, ride, survey.fixed_s, prices, best)
 
     def rungs(self, borders: Iterable[Sequence], view: View) -> dict[Sequence, Rung]:
         """The next rung of every sequence in `borders`, whose plans leave it open."""

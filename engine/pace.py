@@ -209,6 +209,7 @@ class Pacing:
 _NO_FLAGS = np.zeros(0, dtype=np.bool_)
 NO_STEPS = StepTable([])
 NO_PACING = Pacing(NOBODY, NO_STEPS, 0.0)
+NO_CURVE = Curve(NO_PACING.changes())
 
 
 def longest_s(parts: Sequence[Pacing], forward_s: float) -> float:
