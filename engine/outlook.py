@@ -290,16 +290,18 @@ class Outlook:
         )
 
     def _riders(self, timed: Seq[Sequence], rows: Seq[int], now: float) -> Riders:
-        expected_here = self._expected
+        mean_output = self._mean_output
         table = np.array(
             [
                 (
                     len(one.tokens),
                     one.prompt_tokens,
-                    one.limits.max_tokens,
-                    one.cached,
-                    one.has_pending,
-                    expected_here(one),
+                    (limits := one.limits).max_tokens,
+                    one.cached + one.has_pending,
+                    # What the plan reckons with; without that as much as recent answers had, or all that may come.
+                    expected
+                    if (expected := one.plan.expected_tokens) is not None
+                    else (mean_output if limits.stop_ids else limits.max_tokens),
                     inf if one.due_s is None else one.due_s,
                     inf if one.first_due_s is None or one.report.ttft_ms is not None else one.first_due_s,
                     one.reserve,
@@ -307,13 +309,13 @@ class Outlook:
                 for one in timed
             ],
             dtype=np.float64,
-        ).reshape(len(timed), 9)
-        length, prompt, most, cached, pending, expected, due_s, first_due_s, reserve = table.T
-        unread = length - pending - cached
+        ).reshape(len(timed), 8)
+        length, prompt, most, read, expected_tokens, due_s, first_due_s, reserve = table.T
+        unread = length - read
         return Riders(
             ladder=np.array(rows, dtype=np.int64),
             first=np.zeros(len(timed), dtype=np.int64),
-            tokens=tokens_ahead(length - prompt, expected, most),
+            tokens=tokens_ahead(length - prompt, expected_tokens, most),
             left_s=due_s - now,
             first_left_s=first_due_s - now,
             context_s=self.cost.per_context_s * length,
@@ -366,13 +368,6 @@ class Outlook:
     def _best(self, ladder: Ladder, worth: Worth, price: float) -> int:
         """The rung of the best quality for those without a deadline."""
         return preferred(worth, ladder.groups[0], price, self._in_use.get(ladder))
-
-    def _expected(self, sequence: Sequence) -> float:
-        """Output tokens that a sequence is planned to have in all."""
-        expected = sequence.plan.expected_tokens
-        if expected is not None:
-            return expected
-        return self._mean_output if sequence.limits.stop_ids else sequence.limits.max_tokens
 
 
 def _table(timed: Seq[Sequence], prices: Prices) -> tuple[StepTable, list[int]]:

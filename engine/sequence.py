@@ -144,7 +144,7 @@ class Sequence:
     @property
     def urgent(self) -> bool:
         """Whether it has a deadline that has not been given up."""
-        return self.timed and not self.given_up
+        return not self.given_up and (self.due_s is not None or self.first_due_s is not None)
 
     @property
     def output(self) -> list[int]:
