@@ -164,17 +164,13 @@ class EngineCore:
 
     def _found_pages(self, row: Row) -> bool:
         """Gives the sequences pages for the looks that follow, where there are some for all of them."""
-        missing: dict[Sequence, int] = {}
-        for looks in row.looks:
-            for item in looks:
-                sequence = item.sequence
-                missing[sequence] = self._pages_for(item.segment.end) - len(sequence.pages)
-        pages = self.pool.allocate(sum(count for count in missing.values() if count > 0))
+        last = row.looks[-1] if row.looks else []
+        missing = [max(0, self._pages_for(item.segment.end) - len(item.sequence.pages)) for item in last]
+        pages = self.pool.allocate(sum(missing))
         if pages is None:
             return False
-        for sequence, count in missing.items():
-            for _ in range(count):
-                sequence.pages.append(pages.pop())
+        for item, count in zip(last, missing, strict=True):
+            item.sequence.pages += [pages.pop() for _ in range(count)]
         return True
 
     def _advance(self, work: list[Work], batch: ForwardBatch, row: Row) -> None:

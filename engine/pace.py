@@ -154,7 +154,7 @@ class Pacing:
         last_s = pace_s[self._everyone, self.quickest]
         self.most_s: Floats = np.maximum(limit_s.max(axis=1), last_s / KEPT)
         self.lost_s: Floats = last_s / LOST
-        # One more column, which fits any forward: where no step does, the quickest. Rows behind one another for `take`.
+        # One more column, which fits any forward: where no step does, the quickest.
         self._limits_s = np.column_stack((limit_s, np.full(count, inf)))
         self._needed_s = np.column_stack((pace_s, last_s)) / KEPT
         self._owns_s = np.column_stack((own_s, own_s[self._everyone, self.quickest]))

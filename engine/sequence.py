@@ -144,6 +144,7 @@ class Sequence:
     @property
     def urgent(self) -> bool:
         """Whether it has a deadline that has not been given up."""
+        # Not by `timed`: it is asked of everybody, several times before every forward.
         return not self.given_up and (self.due_s is not None or self.first_due_s is not None)
 
     @property

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.curve import Curve
+from engine.curve import Curve, joined
 from engine.pace import (
     KEPT,
     LOST,
@@ -159,15 +159,18 @@ def test_some_before_the_others_make_no_difference(riders: list[Rider], first: i
     assert curve_of(former).rest_s(BASE_S) <= found_s * (1 + 1e-9)
 
 
+def crowd_of(*crowds: list[Rider]) -> tuple[Curve, float, float]:
+    """What all of them add, their mean forward, and the longest in which all are as well off."""
+    parts = [Pacing(*rows_of(*some), BASE_S) for some in crowds]
+    curve = Curve(joined(part.changes() for part in parts))
+    forward_s = curve.rest_s(BASE_S)
+    return curve, forward_s, longest_s(parts, forward_s)
+
+
 @given(ANY_RIDERS, ANY_RIDERS)
 def test_who_adds_no_more_than_the_room_makes_nobody_worse_off(riders: list[Rider], more: list[Rider]) -> None:
-    parts = [Pacing(*rows_of(*some), BASE_S) for some in (riders, more)]
-    curve = curve_of(parts[0]).with_changes(parts[1].changes())
-    forward_s = curve.rest_s(BASE_S)
-    most_s = longest_s(parts, forward_s)
-    if most_s == inf:
-        return
-    left_s = curve.room_s(BASE_S, forward_s, most_s)
+    curve, forward_s, most_s = crowd_of(riders, more)
+    left_s = curve.room_s(BASE_S, forward_s, most_s) if most_s < inf else 0.0
     assert left_s >= 0
     if left_s > 0:
         assert curve.rest_s(BASE_S + left_s * (1 - 1e-9)) <= most_s * (1 + 1e-9)
@@ -175,10 +178,7 @@ def test_who_adds_no_more_than_the_room_makes_nobody_worse_off(riders: list[Ride
 
 @given(ON_ONE_STEP, ON_ONE_STEP)
 def test_who_adds_more_than_the_room_makes_somebody_worse_off(riders: list[Rider], more: list[Rider]) -> None:
-    parts = [Pacing(*rows_of(*some), BASE_S) for some in (riders, more)]
-    curve = curve_of(parts[0]).with_changes(parts[1].changes())
-    forward_s = curve.rest_s(BASE_S)
-    most_s = longest_s(parts, forward_s)
+    curve, forward_s, most_s = crowd_of(riders, more)
     if most_s < inf:
         left_s = curve.room_s(BASE_S, forward_s, most_s)
         assert curve.rest_s(BASE_S + left_s * (1 + 1e-6) + 1e-12) > most_s * (1 - 1e-9)
