@@ -15,23 +15,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.model.linear import UNKNOWN_ROWS, ProductRows
 from kernels.attention import MIN_PRODUCT_ROWS, AttentionGroup, folded_rows, folding, padded_keys, reach_mask
 from kernels.reach_work import ReachWork
 
+NUMBERS_BITS = 5
+"""Leading bits in which the numbers of rows with code of their own differ: 16 of them between two powers of two, at
+most 6% apart. Of a forward's five products with each of them up to a few thousand rows, oneDNN keeps all (1,024). To
+make them anew for every other number took 2 ms of a forward of 12 (160 slots of stepdial-tiny, AMD EPYC)."""
 WORTH_A_CALL = 8_192
 """Products of a query row of one head with a key that take about as long as another attention call with its gathers."""
 
 
-def padded_rows(rows: int, fewest: int | None = None) -> int:
-    """`rows` rounded up so that a row's bits do not depend on its batch.
+def padded_rows(rows: int, products: ProductRows = UNKNOWN_ROWS) -> int:
+    """`rows` rounded up so that a row's bits do not depend on its batch, and to few numbers where each has its code.
 
-    Products in float32 need the `fewest` rows of `engine/model/linear.py`, others a multiple of 8 and 8 a thread:
-    MKL takes other code paths for fewer rows, and with two threads it splits a product in halves (seen bitwise on
-    AVX-512 with torch 2.13).
+    Products in float32 need `fewest` rows, others a multiple of 8 and 8 a thread: MKL takes other code paths for fewer
+    rows, and with two threads it splits a product in halves (seen bitwise on AVX-512 with torch 2.13).
     """
-    if fewest is not None:
-        return max(fewest, rows)
-    return max(MIN_PRODUCT_ROWS * torch.get_num_threads(), -(-rows // MIN_PRODUCT_ROWS) * MIN_PRODUCT_ROWS)
+    if products.fewest is None:
+        return max(MIN_PRODUCT_ROWS * torch.get_num_threads(), -(-rows // MIN_PRODUCT_ROWS) * MIN_PRODUCT_ROWS)
+    step = 1 << max(rows.bit_length() - NUMBERS_BITS, 0) if products.compiled else 1
+    return max(products.fewest, -(-rows // step) * step)
 
 
 @dataclass(slots=True)
@@ -94,12 +99,12 @@ def build_batch(
     heads: int,
     kv_heads: int,
     dtype: torch.dtype,
-    fewest_rows: int | None = None,
+    products: ProductRows = UNKNOWN_ROWS,
 ) -> ForwardBatch:
     """Lays the segments out as one ragged batch (on the CPU).
 
     Args:
-        heads, kv_heads: of the model. fewest_rows: of its products, see `padded_rows`.
+        heads, kv_heads, products: of the model.
     """
     heads_per_kv_head = heads // kv_heads
     tokens: list[int] = []
@@ -137,7 +142,7 @@ def build_batch(
             )
         )
     count = len(tokens)
-    padding = np.zeros(padded_rows(count, fewest_rows) - count, dtype=np.int64)
+    padding = np.zeros(padded_rows(count, products) - count, dtype=np.int64)
     positions, slots = _places([segments[index] for index in order], page_size)
     wanted = [first_row[index] + offset for index, segment in enumerate(segments) for offset in segment.wanted]
     return ForwardBatch(
@@ -147,7 +152,7 @@ def build_batch(
         groups=groups,
         draft_rows=_padded(drafts) if drafts else None,
         draft_count=len(drafts),
-        logit_rows=_padded(wanted, fewest_rows),
+        logit_rows=_padded(wanted, products),
         wanted=len(wanted),
         last_position=max(segment.end for segment in segments) - 1,
         query_tokens=count,
@@ -202,8 +207,8 @@ def _folded_offsets(rows: int, heads_per_kv_head: int) -> np.ndarray:
     return np.concatenate((offsets, np.zeros(folded_rows(rows, heads_per_kv_head) - len(offsets), dtype=np.int64)))
 
 
-def _padded(rows: list[int], fewest: int | None = None) -> Tensor:
+def _padded(rows: list[int], products: ProductRows = UNKNOWN_ROWS) -> Tensor:
     """`rows` with their first entry (or row 0) repeated behind them, see `padded_rows`."""
-    padded = rows + (rows[:1] or [0]) * (padded_rows(len(rows), fewest) - len(rows))
+    padded = rows + (rows[:1] or [0]) * (padded_rows(len(rows), products) - len(rows))
     # NumPy reads a list of a thousand numbers four times as fast as torch.
     return torch.from_numpy(np.array(padded, dtype=np.int64))

@@ -88,7 +88,7 @@ class Executor:
         if self.on_kernels:
             batch = build_device_batch(segments, self.page_size, heads, kv_heads, dtype, self.splits)
         else:
-            batch = build_batch(segments, self.page_size, heads, kv_heads, dtype, self.model.fewest_rows)
+            batch = build_batch(segments, self.page_size, heads, kv_heads, dtype, self.model.rows)
         return on_device(batch, self.kv.device)
 
     def run(self, batch: ForwardBatch) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from engine.model.linear import UNKNOWN_ROWS
 from kernels.fixed_product import fixed_product
 
 
@@ -11,10 +12,10 @@ class FixedLinear:
     """`x @ weight.T` by a kernel of one tile size.
 
     Attributes:
-        weight: `[outputs, inputs]`, contiguous. fewest_rows: as of `Linear`; None, for any number will do.
+        weight: `[outputs, inputs]`, contiguous. rows: as of `Linear`; any number will do.
     """
 
-    fewest_rows: int | None = None
+    rows = UNKNOWN_ROWS
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight.contiguous()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.model.linear import Linear
+from engine.model.linear import UNKNOWN_ROWS, Linear
 from kernels.quantize import quantize_rows
 
 MULTIPLE = 16
@@ -21,7 +21,7 @@ class Fp8Linear:
     there), without the gain in memory and time.
 
     Attributes:
-        fewest_rows: as of `Linear`.
+        rows: as of `Linear`.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -34,12 +34,12 @@ class Fp8Linear:
         with torch.inference_mode():
             rows = quantize_rows(weight)
             self._on_gpu = weight.is_cuda
-            self.fewest_rows: int | None = None
+            self.rows = UNKNOWN_ROWS
             if self._on_gpu:
                 self._values, self._scales = rows.values, rows.scales.t().contiguous()
             else:
                 self._restored = Linear(rows.restored(weight.dtype))
-                self.fewest_rows = self._restored.fewest_rows
+                self.rows = self._restored.rows
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x` `[rows, inputs]` to `[rows, outputs]` of the same type."""

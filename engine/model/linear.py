@@ -9,7 +9,9 @@ On a GPU the weight stays as checkpoints have it, outputs first.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,19 +32,41 @@ _TRIED_WORK = 1 << 28
 _FEWEST_ROWS = (1, 2, 4, 8)
 
 
+class ProductRows(NamedTuple):
+    """What is known of the rows of a product, or of all products of a model.
+
+    Attributes:
+        fewest: rows from which on a row's bits do not depend on their number, where that was tried (float32 on a
+            CPU), else None.
+        compiled: whether code is made for every number of rows, as by oneDNN, before the first product of so many.
+    """
+
+    fewest: int | None = None
+    compiled: bool = False
+
+
+UNKNOWN_ROWS = ProductRows()
+
+
+def rows_of_all(products: Iterable[ProductRows]) -> ProductRows:
+    """What holds for all of them."""
+    each = list(products)
+    tried = [one.fewest for one in each if one.fewest is not None]
+    return ProductRows(max(tried) if len(tried) == len(each) else None, any(one.compiled for one in each))
+
+
 class Linear:
     """`x @ weight.T`. Owns its copy of the weight; the one it was made from can go.
 
     Attributes:
-        fewest_rows: rows from which on a row's bits do not depend on their number, where that was tried (float32 on a
-            CPU), else None.
+        rows: of `x`, see `ProductRows`.
     """
 
     def __init__(self, weight: Tensor, for_kernels: bool = False) -> None:
         """Takes `weight` `[outputs, inputs]`; for kernels and on a GPU it stays as it is."""
         self._as_given = for_kernels or weight.is_cuda
         self._packed = False
-        self.fewest_rows: int | None = None
+        self.rows = UNKNOWN_ROWS
         with torch.inference_mode():
             if self._as_given:
                 self._weight = weight.contiguous()
@@ -73,8 +97,8 @@ class Linear:
         for packed in (*forms, forms[0]):
             self._packed, self._weight = packed, weight  # lets go of the form before
             self._weight = _pack(weight) if packed else weight.t().contiguous()
-            self.fewest_rows = self._find_fewest_rows(*weight.shape)
-            if self.fewest_rows is not None:
+            self.rows = ProductRows(self._find_fewest_rows(*weight.shape), packed)
+            if self.rows.fewest is not None:
                 return
 
     def _find_fewest_rows(self, outputs: int, inputs: int) -> int | None:

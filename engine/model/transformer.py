@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.model.fixed_linear import FixedLinear
 from engine.model.fp8_linear import Fp8Linear
-from engine.model.linear import Linear
+from engine.model.linear import Linear, rows_of_all
 from engine.model.parallel import TensorParallel, rank_config
 from engine.model.rope import attention_factor, query_scale, rotary, yarn_frequencies
 from kernels.activation import swiglu_torch, swiglu_triton
@@ -65,8 +65,7 @@ class Transformer:
         config: the shapes of this rank's part: its heads, its part of MLP and vocabulary (alone: the checkpoint's).
         parallel: this rank's place in its group.
         first_token: the id of the first row of this rank's part of embedding and head.
-        fewest_rows: of a batch, so that no row's bits depend on their number (`engine/model/linear.py`); None where
-            that is not known of every product.
+        rows: of a batch, for all products (`engine/model/linear.py`).
     """
 
     def __init__(
@@ -97,8 +96,7 @@ class Transformer:
         self.head = Linear(weights.pop("diffusion_head.weight"), self.head_by_kernels)  # hidden -> vocab
         self.layers = [_layer(weights, f"encoder.layers.{index}.", product) for index in range(config.num_layers)]
         products: list[Product] = [self.head, *(product for layer in self.layers for product in layer.products)]
-        tried = [product.fewest_rows for product in products if product.fewest_rows is not None]
-        self.fewest_rows = max(tried) if len(tried) == len(products) else None
+        self.rows = rows_of_all(product.rows for product in products)
         device = self.embedding.device
         self.frequencies = yarn_frequencies(config.rope, config.head_dim).to(device)
         self.rope_factor = attention_factor(config.rope)

@@ -21,6 +21,7 @@ from engine.cost_model import ForwardCost, ForwardCostModel
 from engine.events import Finished
 from engine.intake import Intake
 from engine.kv_cache import PagePool
+from engine.model.linear import ProductRows
 from engine.picture import Picture
 from engine.plan import Plan
 from engine.request import GenerationOptions
@@ -46,7 +47,7 @@ class VirtualExecutor:
 
     def batch(self, segments: list[Segment]) -> ForwardBatch:
         self.sequences = len(segments)
-        return build_batch(segments, PAGE, 2, 1, torch.float32, fewest_rows=1)
+        return build_batch(segments, PAGE, 2, 1, torch.float32, products=ProductRows(1))
 
     def run(self, batch: ForwardBatch) -> Tensor:
         seconds = self.cost.seconds(batch.query_tokens, batch.context_tokens, self.sequences)
