@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.batch import Segment, build_batch
+from engine.batch import Segment, build_batch, padded_rows
+from engine.model.linear import ProductRows
 
 PAGE = 8
 
@@ -74,6 +75,19 @@ def test_padding_writes_to_the_null_page_only_and_products_have_even_shapes(aske
             assert len(rows) % 8 == 0
             assert len(rows) >= 8
     assert int(batch.logit_rows.max()) < len(batch.token_ids)
+
+
+@given(st.integers(1, 5000), st.sampled_from([1, 2, 4, 8]))
+def test_products_with_code_for_each_number_of_rows_see_few_numbers(rows: int, fewest: int) -> None:
+    padded = padded_rows(rows, ProductRows(fewest, compiled=True))
+    assert max(rows, fewest) <= padded <= max(rows + rows // 16, fewest)
+    assert padded_rows(rows, ProductRows(fewest)) == max(rows, fewest)
+
+
+def test_the_code_for_all_batches_fits_where_it_is_kept() -> None:
+    products, kept = 5, 1024
+    numbers = {padded_rows(rows, ProductRows(1, compiled=True)) for rows in range(1, 4097)}
+    assert products * len(numbers) <= kept
 
 
 def _rows(asked: list[Segment], positions: list[int], slots: list[int]) -> list[list[int]]:

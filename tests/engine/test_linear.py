@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.model.linear import Linear
+from engine.model.linear import Linear, ProductRows, rows_of_all
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,9 @@ def test_product_is_that_of_the_weight(dtype: torch.dtype) -> None:
     weight, rows = torch.randn(70, 33, dtype=dtype), torch.randn(9, 33, dtype=dtype)
     expected = F.linear(rows.double(), weight.double()).to(dtype)
     torch.testing.assert_close(Linear(weight)(rows), expected)
+
+
+def test_a_model_needs_the_rows_that_all_of_its_products_need() -> None:
+    assert rows_of_all([ProductRows(2), ProductRows(8, compiled=True)]) == ProductRows(8, compiled=True)
+    assert rows_of_all([ProductRows(2), ProductRows(4)]) == ProductRows(4)
+    assert rows_of_all([ProductRows(2), ProductRows()]).fewest is None
