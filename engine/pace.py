@@ -133,10 +133,13 @@ class Pacing:
         """`least_s`: no forward is shorter."""
         count, rows = len(riders), riders.ladder
         prompt_forwards, prompt_s = riders.prompt_forwards[:, None], riders.prompt_s[:, None]
-        forwards = np.maximum(1.0, riders.tokens[:, None] / table.tokens[rows] + table.rest[rows]) + prompt_forwards
-        own_s = table.own_s[rows] + riders.context_s[:, None] + prompt_s / forwards
+        tokens, rest, first_forwards, steps_s = (
+            values.take(rows, axis=0) for values in (table.tokens, table.rest, table.first_forwards, table.own_s)
+        )
+        forwards = np.maximum(1.0, riders.tokens[:, None] / tokens + rest) + prompt_forwards
+        own_s = steps_s + riders.context_s[:, None] + prompt_s / forwards
         # The prompt's own work is not spread over what comes after the first text.
-        until_first = (riders.first_left_s[:, None] - prompt_s) / (table.first_forwards[rows] + prompt_forwards)
+        until_first = (riders.first_left_s[:, None] - prompt_s) / (first_forwards + prompt_forwards)
         pace_s = np.maximum(np.minimum(riders.left_s[:, None] / forwards, until_first), 0.0) * riders.share[:, None]
         steps = np.arange(pace_s.shape[1])
         # What a step leaves of a forward to the others. It is not always the last one that leaves most: it takes more
@@ -152,7 +155,7 @@ class Pacing:
         self.quickest: NDArray[np.int64] = steps[-1] - limit_s[:, ::-1].argmax(axis=1)
         self._everyone = np.arange(count)
         last_s = pace_s[self._everyone, self.quickest]
-        self.most_s: Floats = np.maximum(limit_s.max(axis=1), last_s / KEPT)
+        self.most_s: Floats = np.maximum(limit_s[self._everyone, self.quickest], last_s / KEPT)
         self.lost_s: Floats = last_s / LOST
         # One more column, which fits any forward: where no step does, the quickest.
         self._limits_s = np.column_stack((limit_s, np.full(count, inf)))
@@ -173,15 +176,19 @@ class Pacing:
         starts_s, ends_s = starts_s.ravel().take(used), limits_s.ravel().take(used)
         owns_s, needed_s = self._owns_s[riders].ravel().take(used), self._needed_s[riders].ravel().take(used)
         # Until a forward is as long as the pace it rides in a share of them, then in all, until it takes another step.
-        always_s = np.minimum(np.maximum(needed_s, starts_s), ends_s)
         growth = owns_s / np.maximum(needed_s, self._least_s)
+        shared, to_end = needed_s > starts_s, needed_s >= ends_s
         # What it added on the step before, which ends here; nothing where it begins.
-        before_s = np.append(0.0, owns_s[:-1])
-        before_s[starts_s == self._least_s] = 0.0
+        began = starts_s == self._least_s
+        level_before_s = np.append(0.0, np.where(to_end, 0.0, owns_s)[:-1])
+        growth_before = np.append(0.0, np.where(to_end, growth, 0.0)[:-1])
+        level_before_s[began] = growth_before[began] = 0.0
+        turns = (shared & ~to_end).nonzero()[0]
+        growing = growth.take(turns)
         return Changes(
-            np.concatenate((starts_s, always_s)),
-            np.concatenate((-before_s, owns_s)),
-            np.concatenate((growth, -growth)),
+            np.concatenate((starts_s, needed_s.take(turns))),
+            np.concatenate((np.where(shared, 0.0, owns_s) - level_before_s, owns_s.take(turns))),
+            np.concatenate((np.where(shared, growth, 0.0) - growth_before, -growing)),
         )
 
     def may_fit(self, forward_s: float, most_s: float) -> list[int]:

@@ -86,6 +86,8 @@ def share_slots(
         if want.pace_s <= tight_s:
             forward.add(want, insist=True)
     for want in ordered:
+        if forward.full:
+            break
         if want.pace_s > tight_s:
             # However long one of them takes alone, a forward has to have somebody in it.
             forward.add(want, insist=not forward.grants)
@@ -94,6 +96,8 @@ def share_slots(
         patient.remove(overdue)
         forward.add(overdue, insist=True)
     for want in patient:
+        if forward.full:
+            break
         forward.add(want, insist=not forward.grants)
     return forward.grants
 
@@ -118,6 +122,12 @@ class _Forward:
         self.prefill_chunk = prefill_chunk
         self.used_s = cost.base_s
         self.grants: list[Grant] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether nobody is taken in any more, unless it has to be: of hundreds, most come when it is."""
+        least_s = self.used_s + self._per_sequence_s + self._per_token_s
+        return bool(self.grants) and (self.left < 1 or least_s > self.limit_s)
 
     def add(self, want: Want, insist: bool = False) -> None:
         """Takes the sequence in if there is room; `insist`: however long the forward becomes."""
