@@ -12,8 +12,6 @@ up for a moment, and with the default of 5 ms every one of them could wait that 
 still, switching costs more than waiting does."""
 COLLECTIONS = (20_000, 20, 50)
 """Allocations before the garbage of each generation is looked for."""
-
-
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Options of glibc's mallopt (malloc.h)."""
 _KEPT_BYTES = 64 << 20

@@ -34,9 +34,12 @@ def padded_rows(rows: int, products: ProductRows = UNKNOWN_ROWS) -> int:
     rows, and with two threads it splits a product in halves (seen bitwise on AVX-512 with torch 2.13).
     """
     if products.fewest is None:
-        return max(MIN_PRODUCT_ROWS * torch.get_num_threads(), -(-rows // MIN_PRODUCT_ROWS) * MIN_PRODUCT_ROWS)
-    step = 1 << max(rows.bit_length() - NUMBERS_BITS, 0) if products.compiled else 1
-    return max(products.fewest, -(-rows // step) * step)
+        fewest, step = MIN_PRODUCT_ROWS * torch.get_num_threads(), MIN_PRODUCT_ROWS
+    else:
+        fewest, step = products.fewest, 1
+    if products.compiled:
+        step = max(step, 1 << max(rows.bit_length() - NUMBERS_BITS, 0))
+    return max(fewest, -(-rows // step) * step)
 
 
 @dataclass(slots=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -292,25 +291,26 @@ class Outlook:
 
     def _riders(self, timed: Seq[Sequence], rows: Seq[int], now: float) -> Riders:
         mean_output = self._mean_output
-        rows_of_eight = (
-            (
-                len(one.tokens),
-                one.prompt_tokens,
-                (limits := one.limits).max_tokens,
-                one.cached + one.has_pending,
-                # What the plan reckons with; without that as much as recent answers had, or all that may come.
-                expected
-                if (expected := one.plan.expected_tokens) is not None
-                else (mean_output if limits.stop_ids else limits.max_tokens),
-                inf if one.due_s is None else one.due_s,
-                inf if one.first_due_s is None or one.report.ttft_ms is not None else one.first_due_s,
-                one.reserve,
-            )
-            for one in timed
-        )
-        # One number after the other is read in half the time of rows.
-        table = np.fromiter(chain.from_iterable(rows_of_eight), dtype=np.float64, count=8 * len(timed))
-        length, prompt, most, read, expected_tokens, due_s, first_due_s, reserve = table.reshape(len(timed), 8).T
+        table = np.array(
+            [
+                (
+                    len(one.tokens),
+                    one.prompt_tokens,
+                    (limits := one.limits).max_tokens,
+                    one.cached + one.has_pending,
+                    # What the plan reckons with; without that as much as recent answers had, or all that may come.
+                    expected
+                    if (expected := one.plan.expected_tokens) is not None
+                    else (mean_output if limits.stop_ids else limits.max_tokens),
+                    inf if one.due_s is None else one.due_s,
+                    inf if one.first_due_s is None or one.report.ttft_ms is not None else one.first_due_s,
+                    one.reserve,
+                )
+                for one in timed
+            ],
+            dtype=np.float64,
+        ).reshape(len(timed), 8)
+        length, prompt, most, read, expected_tokens, due_s, first_due_s, reserve = table.T
         unread = length - read
         return Riders(
             ladder=np.array(rows, dtype=np.int64),

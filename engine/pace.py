@@ -175,7 +175,8 @@ class Pacing:
         used = (limits_s > starts_s).ravel().nonzero()[0]
         starts_s, ends_s = starts_s.ravel().take(used), limits_s.ravel().take(used)
         owns_s, needed_s = self._owns_s[riders].ravel().take(used), self._needed_s[riders].ravel().take(used)
-        # Until a forward is as long as the pace it rides in a share of them, then in all, until it takes another step.
+        # Until a forward is as long as the pace it rides in a share of them, then in all, until it takes another step:
+        # on a step it is shared to the end, turns within it, or rides in all from its beginning.
         growth = owns_s / np.maximum(needed_s, self._least_s)
         shared, to_end = needed_s > starts_s, needed_s >= ends_s
         # What it added on the step before, which ends here; nothing where it begins.
@@ -184,11 +185,10 @@ class Pacing:
         growth_before = np.append(0.0, np.where(to_end, growth, 0.0)[:-1])
         level_before_s[began] = growth_before[began] = 0.0
         turns = (shared & ~to_end).nonzero()[0]
-        growing = growth.take(turns)
         return Changes(
             np.concatenate((starts_s, needed_s.take(turns))),
             np.concatenate((np.where(shared, 0.0, owns_s) - level_before_s, owns_s.take(turns))),
-            np.concatenate((np.where(shared, growth, 0.0) - growth_before, -growing)),
+            np.concatenate((np.where(shared, growth, 0.0) - growth_before, -growth.take(turns))),
         )
 
     def may_fit(self, forward_s: float, most_s: float) -> list[int]:

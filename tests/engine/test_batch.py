@@ -84,6 +84,13 @@ def test_products_with_code_for_each_number_of_rows_see_few_numbers(rows: int, f
     assert padded_rows(rows, ProductRows(fewest)) == max(rows, fewest)
 
 
+@given(st.integers(1, 5000))
+def test_products_whose_rows_were_not_tried_are_padded_to_eights_with_code_for_each_number_or_not(rows: int) -> None:
+    padded = padded_rows(rows, ProductRows(compiled=True))
+    assert padded % 8 == 0
+    assert rows <= padded_rows(rows) <= padded <= padded_rows(rows + rows // 16)
+
+
 def test_the_code_for_all_batches_fits_where_it_is_kept() -> None:
     products, kept = 5, 1024
     numbers = {padded_rows(rows, ProductRows(1, compiled=True)) for rows in range(1, 4097)}
