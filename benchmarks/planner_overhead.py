@@ -12,7 +12,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.command import command_parser, parsed, write_report
 from deployments.errors import refused
@@ -21,8 +21,12 @@ from deployments.load import ReplicaLoad
 from deployments.openai_types import ChatCompletionRequest
 from deployments.planner import Planned, Refusal, make_plan
 from deployments.planning import Planning
+from deployments.prediction import policy_name
 from deployments.settings import AppArgs
 from engine.request import parse_options
+
+if TYPE_CHECKING:
+    from engine.plan import Rung
 
 REPLICAS = 8
 ROUNDS = 2000
@@ -41,7 +45,8 @@ CASES: dict[str, dict[str, Any]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints and writes."""
     options = parsed(command_parser("planner_overhead", __doc__), arguments)
-    planning, loads = Planning(AppArgs()), busy_replicas()
+    planning = Planning(AppArgs())
+    loads = busy_replicas(planning.quality.ladder)
     rows = {name: measure(planning, loads, body_of(planning, loads, fields)) for name, fields in CASES.items()}
     write_report(options, {"replicas": REPLICAS, "rounds": ROUNDS, "microseconds": rows})
     print(f"{'us, with ' + str(REPLICAS) + ' replicas':24}" + "".join(f"{name:>18}" for name in rows["no SLO"]))
@@ -49,18 +54,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{name:24}" + "".join(f"{value:18.1f}" for value in row.values()))
 
 
-def busy_replicas() -> list[ReplicaLoad]:
-    """Replicas with about the load of a busy minute, no two alike."""
+def busy_replicas(ladder: Sequence[Rung]) -> list[ReplicaLoad]:
+    """Replicas with about the load of a busy minute and what they measured of `ladder`, no two alike."""
     rng = random.Random(0)
+    names = [policy_name(rung) for rung in ladder]
     return [
         ReplicaLoad(
             f"replica-{index}",
-            queue_s=rng.uniform(0.5, 2.0),
+            queue_s=(queue_s := rng.uniform(0.5, 2.0)),
             running=(count := rng.randrange(4, 24)),
             sequences=count,
             slots=float(count * 8),
             context=float(count * 150),
+            timed_s=0.4 * queue_s,
+            timed_others_s=count * 4e-4,
+            timed_room_s=rng.uniform(5e-3, 2e-2),
+            step_s=rng.uniform(8e-3, 2e-2),
+            timed_share=rng.uniform(0.2, 0.6),
             latency_tail={"ar": 1.1, "diffusion": 1.2, "self_speculation": 1.2},
+            tokens_per_forward={name: rng.uniform(1.0, 6.0) for name in names},
         )
         for index in range(REPLICAS)
     ]

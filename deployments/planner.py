@@ -110,8 +110,7 @@ def make_plan(ask: Ask, loads: Sequence[ReplicaLoad]) -> Planned | Refusal:
             return _planned(ask, loads, predictions, expected, group, price_s)
     if goal.on_infeasible == "reject":
         return refuse(ask, loads, predictions)
-    by_total = goal.latency_slo_ms is not None
-    latest = predictions.p95_s if by_total else predictions.first_text_p95_s
+    latest = predictions.first_text_p95_s if goal.latency_slo_ms is None else predictions.p95_s
     fastest = int(latest.min(axis=1).argmin())
     group = range(fastest, fastest + 1)
     return _planned(ask, loads, predictions, expected, group, predictions.accelerator_s, in_time=False)
@@ -121,20 +120,23 @@ def nothing_serves() -> Refusal:
     return Refusal(503, "no replica is ready; try again later", None, 5)
 
 
-def predictions_at(ask: Ask, loads: Sequence[ReplicaLoad]) -> tuple[Predictions, Predictions]:
+def predictions_at(ask: Ask, loads: Sequence[ReplicaLoad], first_text: bool = False) -> tuple[Predictions, Predictions]:
     """What is predicted of every rung at every replica: what can be promised, and how long it will take.
 
     They differ for a request with a deadline: what has none makes room for it (`engine/pace.py`), but fills forwards up
     to what that deadline allows. Experience is applied where it is no question of a deadline.
+
+    Args:
+        first_text: whether that is predicted even where the goal does not ask for it.
     """
     goal, count = ask.goal, len(loads)
     scales = np.array([[ask.scales.get(mode, 1.0)] for mode in ask.menu.table.modes])
     if not goal.bounded:
-        plain = _predicted(ask, LoadTable(loads))
+        plain = _predicted(ask, LoadTable(loads), first_text)
         expected = plain._replace(p95_s=plain.p95_s * scales, first_text_p95_s=plain.first_text_p95_s * scales)
         return expected, expected
     # A replica that does not refuse it takes it in however full it is.
-    both = _predicted(ask, LoadTable(loads, loads, within_room=goal.on_infeasible == "reject"))
+    both = _predicted(ask, LoadTable(loads, loads, within_room=goal.on_infeasible == "reject"), first_text)
     crowded, alone = both.of_replicas(slice(0, count)), both.of_replicas(slice(count, None))
     if goal.latency_slo_ms is None:
         return alone, alone
@@ -143,11 +145,12 @@ def predictions_at(ask: Ask, loads: Sequence[ReplicaLoad]) -> tuple[Predictions,
     return alone, alone._replace(p50_s=p50_s, p95_s=p95_s * scales)
 
 
-def _predicted(ask: Ask, table: LoadTable) -> Predictions:
+def _predicted(ask: Ask, table: LoadTable, first_text: bool = False) -> Predictions:
+    first_text = first_text or ask.goal.ttft_slo_ms is not None
     cached = [ask.cached.get(load.replica, 0) for load in (*table.loads, *table.timed)]
     lengths = ask.lengths
     medians, reckoned = [length.median for length in lengths], [length.reckoned for length in lengths]
-    return predict_all(ask.menu.table, table, ask.prompt_tokens, cached, medians, reckoned)
+    return predict_all(ask.menu.table, table, ask.prompt_tokens, cached, medians, reckoned, first_text)
 
 
 def _planned(
@@ -230,10 +233,10 @@ def refuse(ask: Ask, loads: Sequence[ReplicaLoad], predictions: Predictions) -> 
 def smallest_feasible(ask: Ask, predictions: Predictions) -> tuple[str, int]:
     """The bound that stands in the way, and the least that it would have to be, milliseconds."""
     goal, extra_ms = ask.goal, ask.extra_ms
-    first_ms = goal.first_text_ms(predictions) + extra_ms
     total_ms = goal.latency_ms(predictions) + extra_ms
     first_slo, slo = goal.ttft_slo_ms, goal.latency_slo_ms
     if first_slo is not None:
+        first_ms = goal.first_text_ms(predictions) + extra_ms
         finish_in_time = first_ms if slo is None else first_ms[total_ms <= slo]
         if finish_in_time.size:
             return "ttft_slo_ms", math.ceil(finish_in_time.min() * REFUSAL_MARGIN)

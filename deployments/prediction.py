@@ -57,7 +57,7 @@ class Size:
 
 
 class Prediction(NamedTuple):
-    """Seconds in the engine, from submission to the last token and to the first text.
+    """Seconds in the engine, from submission to the last token and to the first text; nan where that was not asked for.
 
     Attributes:
         kept_s, first_text_kept_s: the shortest deadlines that the replica's admission would let in: it reckons with the
@@ -99,33 +99,50 @@ class RungTable:
         first_forwards: after the prompt up to the first text, at most: a diffusion block, or the prompt's own token.
     """
 
-    def __init__(self, rungs: Sequence[Rung]) -> None:
+    def __init__(self, rungs: Sequence[Rung], replicas: int = 1) -> None:
+        """`replicas`: how many columns the arrays have, all alike."""
         self.names = [policy_name(rung) for rung in rungs]
         self.modes = [rung.decoding.value for rung in rungs]
-        single = np.array([rung.block_length == 1 for rung in rungs])
-        unaudited = np.array([rung.audit in ("off", "score") for rung in rungs])
-        diffusion = np.array([rung.is_diffusion for rung in rungs])
-        self.length = _column(rung.block_length for rung in rungs)
-        self._steps = _column(rung.most_forwards_per_block for rung in rungs)
+        self._rungs = rungs
+        self._wider: dict[int, RungTable] = {}
+
+        def column(values: Iterable[float]) -> Floats:
+            return np.repeat(np.array([*values], dtype=np.float64)[:, None], replicas, axis=1)
+
+        single = column(rung.block_length == 1 for rung in rungs) > 0
+        unaudited = column(rung.audit in ("off", "score") for rung in rungs) > 0
+        diffusion = column(rung.is_diffusion for rung in rungs) > 0
+        early = column(rung.threshold is not None for rung in rungs) > 0
+        self.length = column(rung.block_length for rung in rungs)
+        self._steps = column(rung.most_forwards_per_block for rung in rungs)
         # A round settles at least a token where an audit may cut it, else the whole block, in at most K + 1 forwards.
-        self._settled = np.where((unaudited & ~single)[:, None], self.length, 1.0)
-        self._calibrated = _column(rung.expected_tokens_per_forward or 0.0 for rung in rungs)
-        self._least = _column(rung.least_tokens_per_forward for rung in rungs)
-        early = np.array([rung.threshold is not None for rung in rungs])
-        self.fixed: NDArray[np.bool_] = (single | (diffusion & ~early & unaudited))[:, None]
-        self.first_forwards: Floats = np.where(diffusion[:, None], self._steps, 0.0)
-        self._half = np.where(single[:, None], 0.0, 0.5)
+        self._settled: Floats = np.where(unaudited & ~single, self.length, 1.0)
+        self._calibrated = column(rung.expected_tokens_per_forward or 0.0 for rung in rungs)
+        self._least = column(rung.least_tokens_per_forward for rung in rungs)
+        self.fixed: NDArray[np.bool_] = single | (diffusion & ~early & unaudited)
+        self.first_forwards: Floats = np.where(diffusion, self._steps, 0.0)
+        self._half: Floats = np.where(single, 0.0, 0.5)
+
+    def across(self, replicas: int) -> RungTable:
+        """The same as arrays `[rungs, replicas]`: on arrays of one shape numpy works two to four times as fast."""
+        wider = self._wider.get(replicas)
+        if wider is None:
+            wider = self._wider[replicas] = RungTable(self._rungs, replicas)
+        return wider
 
     def most_forwards(self, output_tokens: Floats) -> Floats:
         """Forwards after the prompt that the rungs cannot exceed."""
         rounds: Floats = np.ceil(output_tokens / self._settled)
         return rounds * self._steps
 
-    def rates(self, measured: Sequence[Mapping[str, float]]) -> Floats:
-        """Tokens per forward, calibrated and measured, `[rungs, replicas]`; 0 where they are neither."""
+    def rates(self, measured: Sequence[Mapping[str, float]], times: int = 1) -> Floats:
+        """Tokens per forward, calibrated and measured, `[rungs, replicas]`; 0 where they are neither.
+
+        `times`: how often the replicas come one after the other.
+        """
         if not any(measured):
-            return np.broadcast_to(self._calibrated, (len(self.names), len(measured)))
-        seen = np.array([[values.get(name, 0.0) for values in measured] for name in self.names])
+            return self._calibrated
+        seen = np.array([[values.get(name, 0.0) for values in measured] * times for name in self.names])
         both: Floats = np.where(self._calibrated > 0, (self._calibrated + seen) / 2, seen)
         return np.where(seen > 0, both, self._calibrated)
 
@@ -143,14 +160,41 @@ class RungTable:
         return forwards
 
 
+class _Columns(NamedTuple):
+    """The numbers of loads, each of them `[rungs, replicas]`.
+
+    Attributes:
+        base_s, bare_s: of a forward with the request alone, and with nobody. token_s, context_s: as fitted.
+        others_s, queue_s: what the others add to a forward, and all their work. slots: their query tokens.
+        entry_s: the forward that a newcomer finds under way. wait_s: for those in line.
+        machine: by how much the p95 of a forward is above its median. chunk, slip_s, room_s: as in `ReplicaLoad`.
+        patient, stretch: of the work in front of a request without a deadline the part without one, 0..1, and how many
+            times longer those who come later and go first make that and its own.
+    """
+
+    base_s: Floats
+    token_s: Floats
+    context_s: Floats
+    others_s: Floats
+    queue_s: Floats
+    entry_s: Floats
+    slots: Floats
+    wait_s: Floats
+    chunk: Floats
+    machine: Floats
+    slip_s: Floats
+    bare_s: Floats
+    room_s: Floats
+    patient: Floats
+    stretch: Floats
+
+
 class LoadTable:
-    """What of some replicas' loads enters a prediction, as arrays `[replicas]`.
+    """What of some replicas' loads enters a prediction.
 
     Attributes:
         loads: those that any request meets. timed: those after them, as a request with a deadline meets them, for which
-            those without one make room. overtaken: float64 `[2, replicas]` for a request without a deadline, else None:
-            of the work in front of it the part without one, 0..1, and how many times longer those who come later and
-            go first make that and its own.
+            those without one make room. overtaken: whether those who come later may go first.
     """
 
     def __init__(
@@ -160,19 +204,29 @@ class LoadTable:
         self.loads = loads
         self.timed = timed
         rows = [*(_load_row(load) for load in loads), *(_load_row(load, True, within_room) for load in timed)]
-        (
-            self.base_s, self.token_s, self.context_s, self.others_s, self.queue_s, self.entry_s, self.slots,
-            self.wait_s, self.chunk, self.machine, self.slip_s, self.bare_s, self.room_s,
-        ) = np.array(rows).T  # fmt: skip
-        self.overtaken: Floats | None = None if timed else np.array([_overtaken(load) for load in loads]).T
+        self._columns = np.array(rows).T[:, None]
+        self.overtaken = not timed
         # What was learned of latencies is what the engine's scheduling made of them; whether a deadline can be kept is
         # reckoned as the engine will reckon it.
-        self.tails: list[Mapping[str, float]] = [*(load.latency_tail for load in loads), *({} for _ in timed)]
-        self.measured = [load.tokens_per_forward for load in (*loads, *timed)]
+        self._tails = [load.latency_tail for load in loads]
+
+    def __len__(self) -> int:
+        return len(self.loads) + len(self.timed)
+
+    def beside(self, rungs: int) -> _Columns:
+        """Every number for so many rungs."""
+        return _Columns(*np.repeat(self._columns, rungs, axis=1))
+
+    def rates_of(self, rungs: RungTable) -> Floats:
+        """Tokens per forward of the rungs, `[rungs, replicas]`."""
+        twice = self.timed is self.loads
+        once = self.loads if twice else (*self.loads, *self.timed)
+        return rungs.rates([load.tokens_per_forward for load in once], 1 + twice)
 
     def tails_of(self, rungs: RungTable) -> Floats:
         """p95 of actual over predicted latency by the rungs' modes, `[rungs, replicas]`."""
-        by_mode = {mode: [tail.get(mode, PRIOR_TAIL) for tail in self.tails] for mode in set(rungs.modes)}
+        prior = [PRIOR_TAIL] * len(self.timed)
+        by_mode = {mode: [tail.get(mode, PRIOR_TAIL) for tail in self._tails] + prior for mode in set(rungs.modes)}
         return np.array([by_mode[mode] for mode in rungs.modes])
 
 
@@ -183,69 +237,74 @@ def predict_all(
     cached_tokens: Sequence[int],
     median_tokens: Sequence[int],
     reckoned_tokens: Sequence[int],
+    first_text: bool = True,
 ) -> Predictions:
     """Latency of a request on every rung at every replica; tokens as in `Size`.
 
     Args:
         cached_tokens: by replica. median_tokens, reckoned_tokens: by rung.
+        first_text: whether that is wanted, too; most requests have no bound on it, and it is a fifth of the work.
     """
-    base_s, token_s, context_s, others_s = loads.base_s, loads.token_s, loads.context_s, loads.others_s
-    entry_s, wait_s, queue_s, slots = loads.entry_s, loads.wait_s, loads.queue_s, loads.slots
-    median, reckoned = _column(median_tokens), _column(reckoned_tokens)
-    unread = np.maximum(1.0, prompt_tokens - np.array(cached_tokens, dtype=np.float64))
-    chunks = np.ceil(unread / loads.chunk)
-    read_s = token_s * unread
-    prompt_s = chunks * base_s + read_s
-    own_s = base_s + token_s * rungs.length + context_s * prompt_tokens
-    rates = rungs.rates(loads.measured)
+    at, rungs = loads.beside(len(rungs.names)), rungs.across(len(loads))
+    median, reckoned = (np.repeat(_column(tokens), len(loads), axis=1) for tokens in (median_tokens, reckoned_tokens))
+    unread = np.maximum(
+        1.0, prompt_tokens - np.repeat(np.array([cached_tokens], dtype=np.float64), len(median), axis=0)
+    )
+    chunks = np.ceil(unread / at.chunk)
+    read_s = at.token_s * unread
+    prompt_s = chunks * at.base_s + read_s
+    own_s = at.base_s + at.token_s * rungs.length + at.context_s * prompt_tokens
+    longer_s = at.context_s / 2  # by a token of the answer
+    rates = loads.rates_of(rungs)
     forwards = rungs.forwards(median, rates)
-    median_forward_s = own_s + context_s / 2 * median
+    median_forward_s = own_s + longer_s * median
+    half_entry_s = at.entry_s / 2
 
     def together_s(count: Floats, forward_s: Floats) -> Floats:
         """So many forwards after the prompt, with what others make of them."""
         own = prompt_s + count * forward_s
-        others = np.minimum(wait_s + others_s * (count + chunks), queue_s)
+        others = np.minimum(at.wait_s + at.others_s * (count + chunks), at.queue_s)
         seconds: Floats = own + others
-        if loads.overtaken is not None:
-            patient, stretch = loads.overtaken
-            seconds = np.maximum(seconds, (own + patient * others) * stretch)
+        if loads.overtaken:
+            seconds = np.maximum(seconds, (own + at.patient * others) * at.stretch)
         return seconds
 
     def with_entry_s(forwards_s: Floats, tail: Floats) -> Floats:
         """The p95 of forwards whose own is `tail` times their median, after the one that a newcomer finds under way:
         half of that is left on average."""
-        seconds: Floats = entry_s / 2 + forwards_s + np.hypot(entry_s / 2, forwards_s * (tail - 1))
+        seconds: Floats = half_entry_s + forwards_s + np.hypot(half_entry_s, forwards_s * (tail - 1))
         return seconds
 
     ridden_s = together_s(forwards, median_forward_s)
     # One forward's tail averages out over many; a mode's own spread does not.
     tails = loads.tails_of(rungs)
-    machine = np.maximum(tails, 1.0 + loads.machine / np.sqrt(forwards + chunks))
-    longest_forward_s = own_s + context_s / 2 * reckoned
+    machine = np.maximum(tails, 1.0 + at.machine / np.sqrt(forwards + chunks))
+    longest_forward_s = own_s + longer_s * reckoned
     long_s = together_s(rungs.forwards(reckoned, rates), longest_forward_s)
     spread = np.hypot(np.log(np.maximum(long_s / ridden_s, 1.0)), np.log(machine))
     p95_s = with_entry_s(ridden_s, np.exp(spread))
-    first = np.minimum(forwards, rungs.first_forwards)
-    first_s = together_s(first, own_s)
-    first_tails = np.maximum(tails, 1.0 + loads.machine / np.sqrt(first + chunks))
-    read = np.minimum(unread, loads.chunk)
-    accelerator_s = (prompt_s + chunks * others_s) * read / (slots + read)
-    accelerator_s = accelerator_s + forwards * (median_forward_s + others_s) * rungs.length / (slots + rungs.length)
+    read = np.minimum(unread, at.chunk)
+    accelerator_s = (prompt_s + chunks * at.others_s) * read / (at.slots + read)
+    accelerator_s += forwards * (median_forward_s + at.others_s) * rungs.length / (at.slots + rungs.length)
     # As the engine reckons: everybody rides along, forwards of one length, the prompt's chunks among them. What rides
     # in only some of them makes the mean one longer by that share, which has to fit into the room that others leave.
     kept = rungs.admitted_forwards(reckoned, rates) + chunks
-    forward_s = longest_forward_s + others_s
-    added_s = longest_forward_s - loads.bare_s + read_s / kept
-    crowded_s = np.where(added_s > loads.room_s, KEPT * (loads.bare_s + others_s) * added_s / loads.room_s, 0.0)
-    first_kept = np.maximum(first, 1.0) + chunks
+    forward_s = longest_forward_s + at.others_s
+    added_s = longest_forward_s - at.bare_s + read_s / kept
+    crowded_s = np.where(added_s > at.room_s, KEPT * (at.bare_s + at.others_s) * added_s / at.room_s, 0.0)
+    first_p95_s = first_kept_s = np.full_like(p95_s, math.nan)
+    if first_text:
+        first = np.minimum(forwards, rungs.first_forwards)
+        first_tails = np.maximum(tails, 1.0 + at.machine / np.sqrt(first + chunks))
+        first_p95_s = np.minimum(with_entry_s(together_s(first, own_s), first_tails), p95_s)
+        first_forward_s = np.maximum(SAFETY * (forward_s + read_s / kept), crowded_s)
+        first_kept_s = (np.maximum(first, 1.0) + chunks) * first_forward_s + read_s + at.slip_s
     return Predictions(
-        p50_s=entry_s / 2 + ridden_s,
+        p50_s=half_entry_s + ridden_s,
         p95_s=p95_s,
-        kept_s=np.maximum(SAFETY * (kept * forward_s + read_s), kept * crowded_s) + loads.slip_s,
-        first_text_p95_s=np.minimum(with_entry_s(first_s, first_tails), p95_s),
-        first_text_kept_s=first_kept * np.maximum(SAFETY * (forward_s + read_s / kept), crowded_s)
-        + read_s
-        + loads.slip_s,
+        kept_s=np.maximum(SAFETY * (kept * forward_s + read_s), kept * crowded_s) + at.slip_s,
+        first_text_p95_s=first_p95_s,
+        first_text_kept_s=first_kept_s,
         accelerator_s=accelerator_s,
     )
 
@@ -273,7 +332,7 @@ def _table_of(rung: Rung) -> RungTable:
 
 
 def _load_row(load: ReplicaLoad, timed: bool = False, within_room: bool = False) -> tuple[float, ...]:
-    """The numbers of a load, in the order of `LoadTable`'s attributes."""
+    """The numbers of a load, in the order of `_Columns`."""
     cost = load.cost
     everybody_s = load.others_s
     room_s = load.timed_room_s
@@ -294,13 +353,9 @@ def _load_row(load: ReplicaLoad, timed: bool = False, within_room: bool = False)
         load.slip_s,
         cost.base_s,
         math.inf if room_s is None or not within_room else max(room_s, LEAST_ROOM * cost.base_s),
+        1.0 - min(1.0, load.timed_s / load.queue_s) if load.queue_s else 1.0,
+        1.0 / (1.0 - min(load.timed_share, MOST_TIMED)),
     )
-
-
-def _overtaken(load: ReplicaLoad) -> tuple[float, float]:
-    """A replica's column of `LoadTable.overtaken`."""
-    timed = min(1.0, load.timed_s / load.queue_s) if load.queue_s else 0.0
-    return 1.0 - timed, 1.0 / (1.0 - min(load.timed_share, MOST_TIMED))
 
 
 def _column(values: Iterable[float]) -> Floats:

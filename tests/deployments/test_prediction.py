@@ -95,6 +95,22 @@ def test_who_comes_later_and_goes_first_takes_its_share_of_the_time() -> None:
     assert unbounded < 20 * busy, "a queue that grows without end is no prediction"
 
 
+@given(st.lists(loads, min_size=1, max_size=4), st.integers(1, 400))
+@settings(deadline=None)
+def test_all_at_once_are_as_one_by_one_with_or_without_the_first_text(met: list[ReplicaLoad], output: int) -> None:
+    rungs, lengths = RungTable(LADDER), [output] * len(LADDER)
+    both, total = (
+        predict_all(rungs, LoadTable(met), 50, [0] * len(met), lengths, lengths, first_text=first_text)
+        for first_text in (True, False)
+    )
+    for row, rung in enumerate(LADDER):
+        for place, load in enumerate(met):
+            alone = predict(rung, Size(50, output), load)
+            assert both.at(row, place) == pytest.approx(alone)
+            unasked = alone._replace(first_text_p95_s=math.nan, first_text_kept_s=math.nan)
+            assert total.at(row, place) == pytest.approx(unasked, nan_ok=True)
+
+
 def test_known_forwards() -> None:
     assert most_forwards(Rung(Decoding.AR), 100) == 100
     assert most_forwards(diffusion(32, 4), 100) == 4 * 5
