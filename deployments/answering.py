@@ -1,4 +1,4 @@
-"""One request's way: plan, stream, plan again when a replica refuses, go on elsewhere when one dies."""
+"""One request's way: plan, stream, plan again when a replica refuses, go on elsewhere when one dies or has too much."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, Literal
 
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.exceptions import BackPressureError, RayServeException, RequestCancelledError
 
 from deployments.errors import ApiError, refused
 from deployments.experience import Answered
@@ -18,14 +18,17 @@ from deployments.job import End, Job, Text
 from deployments.load import ReplicaLoad
 from deployments.load_board import BOARD
 from deployments.messages import Done, Failed, Invalid, NotInTime, Piece, ReplicaRequest
+from deployments.moving import MOST_MOVES
 from deployments.planner import Planned, Refusal
 from deployments.prediction import Size
 from deployments.prefix_memory import PREFIXES, chain
 from deployments.reason import moved_reason
 from deployments.reported_plan import rungs_used
-from deployments.resume import already_over, resume_point, shifted_options, shifted_plan, thinking_used
+from deployments.resume import ResumePoint, already_over, resume_point, shifted_options, shifted_plan, thinking_used
 
 if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentResponseGenerator
+
     from deployments.router import Router
     from engine.plan import Plan
 
@@ -56,15 +59,25 @@ class Answering:
         self._refused: dict[str, NotInTime] = {}
         self._failures = 0
         self._replans = 0
+        self._stream: DeploymentResponseGenerator | None = None
+        self._moving = False
+        self._moves = 0
+
+    @property
+    def tokens(self) -> int:
+        """Output tokens that came so far."""
+        return len(self._tokens)
 
     async def events(self) -> AsyncGenerator[Text | End, None]:
         """Text as it is committed, then the end. Raises ApiError; before the first event nothing was spent."""
-        attempts = self.router.args.max_attempts
+        attempts, mover = self.router.args.max_attempts, self.router.mover
         try:
             while True:
                 request = await self._request()
                 try:
-                    stream = self.router.handle.generate.remote(request)
+                    stream = self._stream = self.router.handle.generate.remote(request)
+                    if self._promised_nothing:
+                        mover.watch(self)
                     try:
                         async for message in stream:
                             if isinstance(message, Piece):
@@ -77,13 +90,21 @@ class Answering:
                             elif isinstance(message, Invalid):
                                 raise ApiError(400, message.message, message.field)
                             elif isinstance(message, NotInTime):
-                                self._refused_there(message)
+                                await self._refused_there(message)
                                 break
                             elif isinstance(message, Failed):
                                 raise ReplicaFailed(message.message)
                     finally:
+                        mover.forget(self)
                         # Leaving early, for whatever reason, frees the sequence; after the end it does nothing.
                         stream.cancel()
+                except RequestCancelledError:
+                    if not self._moving:
+                        raise
+                    over = self._moved_away()
+                    if over is not None:
+                        yield over
+                        return
                 except BackPressureError:
                     raise ApiError(429, "too many open requests; try again later", None, "overloaded", RETRY) from None
                 except (RayActorError, RayServeException, ReplicaFailed) as error:
@@ -93,6 +114,26 @@ class Answering:
                         return
         finally:
             BOARD.done(self.key)
+
+    def move(self) -> bool:
+        """Leaves its replica for one where it will be done sooner; whether it does. For the loop of `events`."""
+        if self._stream is None or self._moving or self._moves >= MOST_MOVES:
+            return False
+        if self._point().tokens < len(self._tokens):
+            # Some text is held back, so that it would go on inside a block: it waits for the next one.
+            return False
+        planned = self._plan()
+        if isinstance(planned, Refusal) or planned.replica == BOARD.place_of(self.key):
+            return False
+        self._moving = True
+        self._stream.cancel()
+        return True
+
+    @property
+    def _promised_nothing(self) -> bool:
+        """Whether it may wait, at any replica: no deadline was the condition of letting it in."""
+        goal = self.job.goal
+        return not goal.bounded or goal.on_infeasible == "degrade"
 
     async def _request(self) -> ReplicaRequest:
         """Plans and says what a replica is to do. Raises ApiError when there is no plan."""
@@ -107,7 +148,7 @@ class Answering:
             self.router.metrics.refusals.labels(job.tier.name, str(planned.status)).inc()
             raise refused(planned)
         admitted = self._failures > 0
-        if self.plan is None or not admitted:
+        if self.plan is None or not (admitted or self._base):
             self.plan, self.planned = planned.plan, planned
             self.expected_quality = self.planning.quality.expected_quality(planned.plan.first, job.options.temperature)
         checked = job.goal.on_infeasible == "reject" and not admitted
@@ -181,7 +222,7 @@ class Answering:
             self.first_text_s = time.perf_counter() - self.job.arrived_s
         return Text(fresh, token_ids)
 
-    def _refused_there(self, message: NotInTime) -> None:
+    async def _refused_there(self, message: NotInTime) -> None:
         """The replica had the last word, over all of the plan's ladder: the next best replica is asked.
 
         Raises ApiError when every replica has refused, or the rest is known to be of no use.
@@ -193,6 +234,11 @@ class Answering:
         self._refused[load.replica] = message
         if isinstance(self._plan(), Planned):
             return
+        if self._moves:
+            # It was let in once, and its place was given to somebody else: it waits for the next one.
+            self._refused = {}
+            await asyncio.sleep(POLL_S)
+            return
         loads = [ReplicaLoad.from_dict(said.load) for said in self._refused.values()]
         offers = [said.earliest_ms for said in self._refused.values() if said.earliest_ms is not None]
         self.router.metrics.refusals.labels(self.job.tier.name, "429").inc()
@@ -201,6 +247,7 @@ class Answering:
     def _failed_there(self, error: Exception, attempts: int) -> End | None:
         """A replica died: notes it, and where to go on; an End when the answer was complete. Raises ApiError."""
         job, router = self.job, self.router
+        self._moving = False
         victim = BOARD.place_of(self.key)
         log.warning("request %s: replica %s failed (%s); going on elsewhere", job.request_id, victim, error)
         if victim is not None:
@@ -211,22 +258,41 @@ class Answering:
         router.metrics.failovers.inc()
         if self._failures >= attempts:
             raise ApiError(503, f"{self._failures} replicas failed under this request", None, "replicas_failed", RETRY)
+        return self._go_on(victim)
+
+    def _moved_away(self) -> End | None:
+        """It left its replica: notes where to go on; an End when the answer was complete."""
+        place = BOARD.place_of(self.key)
+        self._moving = False
+        self._moves += 1
+        self._refused = {}
+        self.router.metrics.moves.inc()
+        log.info("request %s: moved from replica %s after %d tokens", self.job.request_id, place, len(self._tokens))
+        return self._go_on(place)
+
+    def _go_on(self, left: str | None) -> End | None:
+        """Notes where the answer goes on, after what came from the replica that it left; an End when that was all."""
+        job, router = self.job, self.router
         over = already_over(self._tokens, job.options.max_tokens, router.end_ids(job.options))
         if over is not None:
-            return self._ended(over, len(job.prompt), len(self._tokens), {"replica": victim}, cut=False)
-        decode = None if router.tokenizer is None else router.tokenizer.decode
-        point = resume_point(self._tokens, self._text, decode)
+            return self._ended(over, len(job.prompt), len(self._tokens), {"replica": left}, cut=False)
+        point = self._point()
         self._repeated_ids += len(self._tokens) - point.tokens
         del self._tokens[point.tokens :]
         self._base, self._repeated = point.tokens, point.repeated_text
         return None
+
+    def _point(self) -> ResumePoint:
+        """Where the answer would go on elsewhere."""
+        tokenizer = self.router.tokenizer
+        return resume_point(self._tokens, self._text, None if tokenizer is None else tokenizer.decode)
 
     def _end(self, done: Done) -> End:
         job = self.job
         BOARD.report(ReplicaLoad.from_dict(done.load))
         latency_ms = (time.perf_counter() - job.arrived_s) * 1e3
         completion_tokens = self._base + done.completion_tokens
-        if not self._failures:
+        if not self._failures and not self._base:
             self._learn(done, latency_ms)
         report = dict(done.report)
         if self._base:
@@ -248,7 +314,7 @@ class Answering:
             completion_tokens=done.completion_tokens,
             engine_ms=engine_ms,
             overhead_ms=max(0.0, latency_ms - engine_ms) + self.router.args.proxy_overhead_ms,
-            replanned=self._replans > 0,
+            replanned=self._replans + self._moves > 0,
         )
         planning.experience.learn(job, planned, answered)
         if self.replica is not None:
@@ -276,8 +342,10 @@ class Answering:
             times = "once" if self._replans == 1 else f"{self._replans} times"
             reason += f"; planned again after a replica refused {times}"
         quality = self._delivered_quality(report)
-        if self._base or self._failures:
+        if self._failures:
             reason += f"; a replica failed, continued after {self._base} tokens"
+        if self._moves:
+            reason += f"; moved to a replica with less to do, continued after {self._base} tokens"
         stepdial = {
             **report,
             "tier": job.tier.name,

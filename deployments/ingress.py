@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
-from ray.serve.exceptions import DeploymentUnavailableError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -161,10 +160,7 @@ class Ingress:
 
     async def metrics(self) -> Response:
         """The registries of this router and of all replicas in one text."""
-        try:
-            replies = await self.router.handle.broadcast("metrics_text").results_async()
-        except DeploymentUnavailableError:
-            replies = []
+        replies = await self.router.of_replicas("metrics_text")
         await self.router.read_autoscaling()
         texts = [("router", self.name, self.router.metrics.text())]
         texts += [("replica", name, text) for name, text in replies]

@@ -172,6 +172,7 @@ class RouterMetrics:
                                        buckets=TOKEN_BUCKETS, registry=registry)  # fmt: skip
         self.replans = Counter("stepdial_replans", "Plans that a replica refused at admission.", registry=registry)
         self.failovers = Counter("stepdial_failovers", "Answers continued on another replica.", registry=registry)
+        self.moves = Counter("stepdial_moves", "Answers moved to a replica with less to do.", registry=registry)
         self.disconnects = Counter("stepdial_client_disconnects", "Clients that left early.", registry=registry)
 
     def tell_floors(self, tiers: Sequence[Tier], ladder: Sequence[Rung]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from ray.exceptions import RayActorError
@@ -15,6 +15,7 @@ from deployments.autoscaling import read_decision
 from deployments.load import ReplicaLoad
 from deployments.load_board import BOARD
 from deployments.metrics import AUTOSCALING_TIMEOUT_S, RouterMetrics
+from deployments.moving import Mover
 from deployments.openai_types import ApiRequest, ChatCompletionRequest
 from deployments.planning import Planning
 from deployments.prefix_memory import PREFIXES
@@ -41,6 +42,7 @@ class Router:
         self.tokenizer = self.planning.tokenizer
         self.application: str = serve.get_replica_context().app_name
         self.metrics = RouterMetrics()
+        self.mover = Mover()
         self.metrics.tell_floors(args.tiers, self.planning.quality.ladder)
         if args.kv_tokens is not None:
             PREFIXES.pages_kept = max(1, args.kv_tokens // self.planning.model.block_size)
@@ -48,13 +50,20 @@ class Router:
 
     async def find_replicas(self) -> None:
         """Asks all replicas for their load; the first call also makes Serve tell this process which ones there are."""
-        try:
-            stats = await self.handle.broadcast("record_routing_stats").results_async()
-        except (DeploymentUnavailableError, RayActorError) as error:
-            log.info("no replica answers yet: %s", error)
-            return
-        for load in stats:
+        for load in await self.of_replicas("record_routing_stats"):
             BOARD.report(ReplicaLoad.from_dict(load))
+
+    async def of_replicas(self, method: str) -> list[Any]:
+        """What the replicas answer to a method without arguments. One that just died has none, and spoils no other."""
+        try:
+            answers = await self.handle.broadcast(method).results_async(return_exceptions=True)
+        except (DeploymentUnavailableError, RayActorError) as error:
+            log.info("no replica answers %s: %s", method, error)
+            return []
+        failed = [answer for answer in answers if isinstance(answer, Exception)]
+        for failure in failed:
+            log.warning("a replica did not answer %s: %s", method, failure)
+        return [answer for answer in answers if answer not in failed]
 
     async def read_autoscaling(self) -> None:
         """Takes the autoscaler's last decision, which its policy leaves in the cluster's store, into the metrics."""
