@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, RayServeException, RequestCancelledError
 
+from deployments.course import Course, stepdial_object
 from deployments.errors import ApiError, refused
 from deployments.experience import Answered
 from deployments.job import End, Job, Text
@@ -22,8 +23,6 @@ from deployments.moving import MOST_MOVES
 from deployments.planner import Planned, Refusal
 from deployments.prediction import Size
 from deployments.prefix_memory import PREFIXES, chain
-from deployments.reason import moved_reason
-from deployments.reported_plan import rungs_used
 from deployments.resume import ResumePoint, already_over, resume_point, shifted_options, shifted_plan, thinking_used
 
 if TYPE_CHECKING:
@@ -49,19 +48,15 @@ class Answering:
         self.planned: Planned | None = None
         self.expected_quality: float | None = None
         self.replica: str | None = None
-        self.first_text_s: float | None = None
+        self.course = Course()
         self._tokens: list[int] = []
         self._text = ""
-        self._base = 0
         self._repeated = 0
         self._repeated_ids = 0
         self._excluded: set[str] = set()
         self._refused: dict[str, NotInTime] = {}
-        self._failures = 0
-        self._replans = 0
         self._stream: DeploymentResponseGenerator | None = None
         self._moving = False
-        self._moves = 0
 
     @property
     def tokens(self) -> int:
@@ -117,7 +112,7 @@ class Answering:
 
     def move(self) -> bool:
         """Leaves its replica for one where it will be done sooner; whether it does. For the loop of `events`."""
-        if self._stream is None or self._moving or self._moves >= MOST_MOVES:
+        if self._stream is None or self._moving or self.course.moves >= MOST_MOVES:
             return False
         if self._point().tokens < len(self._tokens):
             # Some text is held back, so that it would go on inside a block: it waits for the next one.
@@ -142,13 +137,13 @@ class Answering:
         if isinstance(planned, Refusal) and planned.status == 503:
             await self.router.find_replicas()
             planned = self._plan()
-        if isinstance(planned, Refusal) and planned.status == 503 and self._failures:
+        if isinstance(planned, Refusal) and planned.status == 503 and self.course.failures:
             planned = await self._wait_for_replica()
         if isinstance(planned, Refusal):
             self.router.metrics.refusals.labels(job.tier.name, str(planned.status)).inc()
             raise refused(planned)
-        admitted = self._failures > 0
-        if self.plan is None or not (admitted or self._base):
+        admitted = self.course.failures > 0
+        if self.plan is None or not (admitted or self.course.base):
             self.plan, self.planned = planned.plan, planned
             self.expected_quality = self.planning.quality.expected_quality(planned.plan.first, job.options.temperature)
         checked = job.goal.on_infeasible == "reject" and not admitted
@@ -158,10 +153,10 @@ class Answering:
             return None if slo_ms is None or not checked else slo_ms - elapsed_ms
 
         fields = job.fields
-        if self._base:
+        if self.course.base:
             marks = self.router.think_ids()
-            thought = 0 if marks is None else thinking_used(job.prompt, self._tokens[: self._base], *marks)
-            fields = shifted_options(fields, self._base, thought)
+            thought = 0 if marks is None else thinking_used(job.prompt, self._tokens[: self.course.base], *marks)
+            fields = shifted_options(fields, self.course.base, thought)
         # The engine counts from its own arrival; the tier's SLOs are the request's to it.
         slos = {"latency_slo_ms": job.goal.latency_slo_ms, "ttft_slo_ms": job.goal.ttft_slo_ms}
         fields = {
@@ -172,9 +167,9 @@ class Answering:
         PREFIXES.expect(self.key, job.page_keys)
         return ReplicaRequest(
             request_id=self.key,
-            prompt_token_ids=job.prompt + self._tokens[: self._base],
+            prompt_token_ids=job.prompt + self._tokens[: self.course.base],
             options=fields,
-            plan=shifted_plan(plan.to_dict(), self._base),
+            plan=shifted_plan(plan.to_dict(), self.course.base),
             size=Size(len(job.prompt), planned.length.reckoned, planned.length.median, planned.cached),
             tier=job.tier.name,
             latency_budget_ms=left(job.goal.latency_slo_ms),
@@ -187,7 +182,7 @@ class Answering:
         )
 
     def _plan(self) -> Planned | Refusal:
-        return self.planning.plan(self.job, self._usable(), degrade=self._failures > 0)
+        return self.planning.plan(self.job, self._usable(), degrade=self.course.failures > 0)
 
     def _usable(self) -> list[ReplicaLoad]:
         """Loads of the replicas that have neither failed nor refused this request."""
@@ -218,8 +213,8 @@ class Answering:
         self._text += fresh
         if not fresh and not token_ids:
             return None
-        if self.first_text_s is None:
-            self.first_text_s = time.perf_counter() - self.job.arrived_s
+        if self.course.first_text_s is None:
+            self.course.first_text_s = time.perf_counter() - self.job.arrived_s
         return Text(fresh, token_ids)
 
     async def _refused_there(self, message: NotInTime) -> None:
@@ -229,12 +224,12 @@ class Answering:
         """
         load = ReplicaLoad.from_dict(message.load)
         BOARD.report(load)
-        self._replans += 1
+        self.course.replans += 1
         self.router.metrics.replans.inc()
         self._refused[load.replica] = message
         if isinstance(self._plan(), Planned):
             return
-        if self._moves:
+        if self.course.moves:
             # It was let in once, and its place was given to somebody else: it waits for the next one.
             self._refused = {}
             await asyncio.sleep(POLL_S)
@@ -254,17 +249,19 @@ class Answering:
             BOARD.forget(victim)
             self._excluded.add(victim)
         self._refused = {}
-        self._failures += 1
+        self.course.failures += 1
         router.metrics.failovers.inc()
-        if self._failures >= attempts:
-            raise ApiError(503, f"{self._failures} replicas failed under this request", None, "replicas_failed", RETRY)
+        if self.course.failures >= attempts:
+            raise ApiError(
+                503, f"{self.course.failures} replicas failed under this request", None, "replicas_failed", RETRY
+            )
         return self._go_on(victim)
 
     def _moved_away(self) -> End | None:
         """It left its replica: notes where to go on; an End when the answer was complete."""
         place = BOARD.place_of(self.key)
         self._moving = False
-        self._moves += 1
+        self.course.moves += 1
         self._refused = {}
         self.router.metrics.moves.inc()
         log.info("request %s: moved from replica %s after %d tokens", self.job.request_id, place, len(self._tokens))
@@ -275,11 +272,11 @@ class Answering:
         job, router = self.job, self.router
         over = already_over(self._tokens, job.options.max_tokens, router.end_ids(job.options))
         if over is not None:
-            return self._ended(over, len(job.prompt), len(self._tokens), {"replica": left}, cut=False)
+            return self._ended(over, len(self._tokens), {"replica": left}, cut=False)
         point = self._point()
         self._repeated_ids += len(self._tokens) - point.tokens
         del self._tokens[point.tokens :]
-        self._base, self._repeated = point.tokens, point.repeated_text
+        self.course.base, self._repeated = point.tokens, point.repeated_text
         return None
 
     def _point(self) -> ResumePoint:
@@ -291,16 +288,16 @@ class Answering:
         job = self.job
         BOARD.report(ReplicaLoad.from_dict(done.load))
         latency_ms = (time.perf_counter() - job.arrived_s) * 1e3
-        completion_tokens = self._base + done.completion_tokens
-        if not self._failures and not self._base:
+        completion_tokens = self.course.base + done.completion_tokens
+        if not self.course.failures and not self.course.base:
             self._learn(done, latency_ms)
         report = dict(done.report)
-        if self._base:
+        if self.course.base:
             report["plan"] = [
-                {**entry, "from_token": entry["from_token"] + self._base} for entry in report.get("plan", ())
+                {**entry, "from_token": entry["from_token"] + self.course.base} for entry in report.get("plan", ())
             ]
         reason: Literal["stop", "length"] = "stop" if done.finish_reason == "stop" else "length"
-        return self._ended(reason, len(job.prompt), completion_tokens, report, done.cut_at_deadline)
+        return self._ended(reason, completion_tokens, report, done.cut_at_deadline)
 
     def _learn(self, done: Done, latency_ms: float) -> None:
         """Remembers of an undisturbed answer: overhead, length, prefix, and how right its prediction was."""
@@ -314,7 +311,7 @@ class Answering:
             completion_tokens=done.completion_tokens,
             engine_ms=engine_ms,
             overhead_ms=max(0.0, latency_ms - engine_ms) + self.router.args.proxy_overhead_ms,
-            replanned=self._replans + self._moves > 0,
+            replanned=self.course.replans + self.course.moves > 0,
         )
         planning.experience.learn(job, planned, answered)
         if self.replica is not None:
@@ -323,62 +320,11 @@ class Answering:
             PREFIXES.remember(self.replica, chain([*job.prompt, *self._tokens], salt, page))
 
     def _ended(
-        self,
-        finish_reason: Literal["stop", "length"],
-        prompt_tokens: int,
-        completion_tokens: int,
-        report: dict[str, Any],
-        cut: bool,
+        self, finish_reason: Literal["stop", "length"], completion_tokens: int, report: dict[str, Any], cut: bool
     ) -> End:
-        """The `stepdial` object: the engine's report, and what the router knows."""
-        job, plan = self.job, self.plan
-        latency_ms = (time.perf_counter() - job.arrived_s) * 1e3
-        reason = "" if plan is None else plan.reason
-        if plan is not None and not plan.pinned:
-            reason += moved_reason(plan.first, rungs_used(report.get("plan", ())))
-        if cut:
-            reason += "; cut at the deadline"
-        if self._replans:
-            times = "once" if self._replans == 1 else f"{self._replans} times"
-            reason += f"; planned again after a replica refused {times}"
-        quality = self._delivered_quality(report)
-        if self._failures:
-            reason += f"; a replica failed, continued after {self._base} tokens"
-        if self._moves:
-            reason += f"; moved to a replica with less to do, continued after {self._base} tokens"
-        stepdial = {
-            **report,
-            "tier": job.tier.name,
-            "seed": job.fields["seed"],
-            "slo_ms": job.goal.latency_slo_ms,
-            "ttft_slo_ms": job.goal.ttft_slo_ms,
-            "predicted_p95_ms": None if plan is None else plan.predicted_p95_ms,
-            "expected_quality": quality,
-            "ttft_ms": None if self.first_text_s is None else round(self.first_text_s * 1e3, 2),
-            "latency_ms": round(latency_ms, 2),
-            "slo_met": self._slo_met(latency_ms),
-            "reason": reason,
-        }
-        return End(finish_reason, prompt_tokens, completion_tokens, report.get("cached_prompt_tokens", 0), stepdial)
-
-    def _delivered_quality(self, report: dict[str, Any]) -> float | None:
-        """Expected quality of the rungs that made the answer, of all that its plan allowed where a replica died."""
-        temperature = self.job.options.temperature
-        entries = report.get("plan", ())
-        if entries and not self._base:
-            return self.planning.answer_quality(entries, temperature)
-        if self.plan is None:
-            return None
-        entries = [{"from_token": place, **rung.to_dict()} for place, rung in enumerate(self.plan.ladder)]
-        return self.planning.answer_quality(entries, temperature)
-
-    def _slo_met(self, latency_ms: float) -> bool | None:
-        goal = self.job.goal
-        if not goal.bounded:
-            return None
-        in_time = goal.latency_slo_ms is None or latency_ms <= goal.latency_slo_ms
-        first = self.first_text_s
-        return in_time and (goal.ttft_slo_ms is None or (first is not None and first * 1e3 <= goal.ttft_slo_ms))
+        job = self.job
+        said = stepdial_object(self.planning, job, self.plan, self.course, report, cut)
+        return End(finish_reason, len(job.prompt), completion_tokens, report.get("cached_prompt_tokens", 0), said)
 
 
 RETRY = {"Retry-After": "1"}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from deployments.course import Course, stepdial_object
 from deployments.job import Job
 from deployments.keys import ApiKey
 from deployments.load import ReplicaLoad
@@ -157,3 +158,28 @@ def test_entries_are_read_back_as_the_rungs_that_they_name() -> None:
 def test_a_body_that_is_neither_chat_nor_completion_is_named(body: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="messages"):
         request_kind(body)
+
+
+def test_an_answer_says_what_happened_on_its_way(planning: Planning) -> None:
+    asked = job(planning, latency_slo_ms=60_000, ttft_slo_ms=50_000, max_tokens=64, temperature=0)
+    planned = planning.plan(asked, LOADS)
+    assert isinstance(planned, Planned)
+    rungs = [{"from_token": 40, **planned.plan.first.to_dict()}]
+
+    def said(course: Course, cut: bool = False) -> dict[str, Any]:
+        return stepdial_object(planning, asked, planned.plan, course, {"plan": rungs, "replica": "b"}, cut)
+
+    plain = said(Course(first_text_s=0.02))
+    assert (plain["reason"], plain["ttft_ms"], plain["slo_met"]) == (planned.plan.reason, 20.0, True)
+    assert plain["replica"] == "b"
+    assert not said(Course(first_text_s=51.0))["slo_met"]
+    assert not said(Course())["slo_met"], "no text is no text in time"
+    far = said(Course(first_text_s=0.02, base=40, failures=1, moves=2, replans=2), cut=True)
+    assert far["reason"] == planned.plan.reason + (
+        "; cut at the deadline; planned again after a replica refused 2 times; a replica failed once; moved to a "
+        "replica with less to do 2 times; continued after 40 tokens"
+    )
+    # Of what came before nothing is reported, so that no more is claimed than all of the ladder has.
+    worst = planned.plan.ladder[-1].expected_quality
+    assert worst is not None
+    assert far["expected_quality"] <= worst
