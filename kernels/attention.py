@@ -193,7 +193,8 @@ def reach_attention(query: Tensor, kv: Tensor, groups: list[AttentionGroup], sca
         fold = group.fold
         rows = flat[group.start * width :] if group.start else flat
         q = rows.index_select(0, fold.into).view(count, kv_heads, -1, dim)
-        k, v = kv.index_select(0, group.key_slots).view(count, keys, 2, kv_heads, dim).permute(2, 0, 3, 1, 4)
+        pairs = kv.index_select(0, group.key_slots).view(count, keys, 2, kv_heads, dim)
+        k, v = pairs.permute(2, 0, 3, 1, 4).unbind()
         attended = _attend(q, k, v, group.mask, scale)
         group_rows = count * group.rows
         parts.append(attended.reshape(-1, dim).index_select(0, fold.back).view(group_rows, -1))
