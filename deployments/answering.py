@@ -24,6 +24,7 @@ from deployments.planner import Planned, Refusal
 from deployments.prediction import Size
 from deployments.prefix_memory import PREFIXES, chain
 from deployments.resume import ResumePoint, already_over, resume_point, shifted_options, shifted_plan, thinking_used
+from engine.events import Spent
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentResponseGenerator
@@ -53,6 +54,7 @@ class Answering:
         self._text = ""
         self._repeated = 0
         self._repeated_ids = 0
+        self._spent = Spent()
         self._excluded: set[str] = set()
         self._refused: dict[str, NotInTime] = {}
         self._stream: DeploymentResponseGenerator | None = None
@@ -203,6 +205,7 @@ class Answering:
         """New text of a piece, without what the client has from before a failure."""
         BOARD.report(ReplicaLoad.from_dict(piece.load))
         self.replica = piece.load["replica"]
+        self._spent = piece.spent
         self._tokens.extend(piece.token_ids)
         dropped = min(self._repeated, len(piece.text))
         self._repeated -= dropped
@@ -269,14 +272,15 @@ class Answering:
 
     def _go_on(self, left: str | None) -> End | None:
         """Notes where the answer goes on, after what came from the replica that it left; an End when that was all."""
-        job, router = self.job, self.router
+        job, router, course = self.job, self.router, self.course
+        course.spent, self._spent = course.spent.and_then(self._spent), Spent()
         over = already_over(self._tokens, job.options.max_tokens, router.end_ids(job.options))
         if over is not None:
             return self._ended(over, len(self._tokens), {"replica": left}, cut=False)
         point = self._point()
         self._repeated_ids += len(self._tokens) - point.tokens
         del self._tokens[point.tokens :]
-        self.course.base, self._repeated = point.tokens, point.repeated_text
+        course.base, self._repeated = point.tokens, point.repeated_text
         return None
 
     def _point(self) -> ResumePoint:
@@ -323,8 +327,10 @@ class Answering:
         self, finish_reason: Literal["stop", "length"], completion_tokens: int, report: dict[str, Any], cut: bool
     ) -> End:
         job = self.job
-        said = stepdial_object(self.planning, job, self.plan, self.course, report, cut)
-        return End(finish_reason, len(job.prompt), completion_tokens, report.get("cached_prompt_tokens", 0), said)
+        said = stepdial_object(self.planning, job, self.plan, self.course, report, completion_tokens, cut)
+        # Where an answer goes on, what was there of it is part of the prompt.
+        cached = min(report.get("cached_prompt_tokens", 0), len(job.prompt))
+        return End(finish_reason, len(job.prompt), completion_tokens, cached, said)
 
 
 RETRY = {"Retry-After": "1"}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deployments.reason import moved_reason
 from deployments.reported_plan import rungs_used
+from engine.events import Spent
 
 if TYPE_CHECKING:
     from deployments.goal import Goal
@@ -23,6 +24,7 @@ class Course:
     base: output tokens that were there when it last went on at another replica.
     failures, moves: replicas that died under it, and that it left for one with less to do.
     replans: refusals of replicas that its plan was for.
+    spent: at the replicas before the last one, up to the last text from there.
     """
 
     first_text_s: float | None = None
@@ -30,16 +32,24 @@ class Course:
     failures: int = 0
     moves: int = 0
     replans: int = 0
+    spent: Spent = field(default_factory=Spent)
 
 
 def stepdial_object(
-    planning: Planning, job: Job, plan: Plan | None, course: Course, report: dict[str, Any], cut: bool
+    planning: Planning,
+    job: Job,
+    plan: Plan | None,
+    course: Course,
+    report: dict[str, Any],
+    completion_tokens: int,
+    cut: bool,
 ) -> dict[str, Any]:
     """The last engine's report, and what the router knows. `cut`: at the deadline."""
     latency_ms = (time.perf_counter() - job.arrived_s) * 1e3
     first_text_s = course.first_text_s
     return {
         **report,
+        **_spent_in_all(course, report, completion_tokens),
         "tier": job.tier.name,
         "seed": job.fields["seed"],
         "slo_ms": job.goal.latency_slo_ms,
@@ -51,6 +61,15 @@ def stepdial_object(
         "slo_met": _slo_met(job.goal, latency_ms, first_text_s),
         "reason": _reason(plan, course, report, cut),
     }
+
+
+def _spent_in_all(course: Course, report: dict[str, Any], completion_tokens: int) -> dict[str, Any]:
+    """Of an answer that went on elsewhere, what all replicas spent on it."""
+    if not any(course.spent):
+        return {}
+    last = Spent(**{name: report[name] for name in Spent._fields if name in report})
+    whole = course.spent.and_then(last)
+    return {**whole._asdict(), "tokens_per_forward": completion_tokens / whole.forwards if whole.forwards else None}
 
 
 def _reason(plan: Plan | None, course: Course, report: dict[str, Any], cut: bool) -> str:

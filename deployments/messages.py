@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.prediction import Size
+from engine.events import Spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,12 @@ class ReplicaRequest:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Committed tokens and their text."""
+    """Committed tokens and their text. `spent`: by the answer at this replica so far."""
 
     token_ids: list[int]
     text: str
     load: dict[str, Any]
+    spent: Spent
 
 
 @dataclass(frozen=True, slots=True)

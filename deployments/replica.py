@@ -98,7 +98,7 @@ class Replica:
             async with aclosing(stream):
                 async for event in stream:
                     if isinstance(event, Delta):
-                        yield Piece(event.token_ids, event.text, self.load().to_dict())
+                        yield Piece(event.token_ids, event.text, self.load().to_dict(), event.spent)
                     else:
                         if options.latency_slo_ms is not None:
                             latency_s = time.perf_counter() - begun

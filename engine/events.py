@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from engine.plan import PlanEntry
 
 FinishReason = Literal["stop", "length"]
+
+
+class Spent(NamedTuple):
+    """The fields of a `Report` that grow as a sequence goes on."""
+
+    denoise_steps: int = 0
+    draft_steps: int = 0
+    forwards: int = 0
+    accelerator_ms: float = 0.0
+    queue_ms: float = 0.0
+    preemptions: int = 0
+
+    def and_then(self, more: Spent) -> Spent:
+        """Both together."""
+        return Spent._make(before + after for before, after in zip(self, more, strict=True))
 
 
 @dataclass(slots=True)
@@ -47,6 +62,13 @@ class Report:
     def tokens_per_forward(self) -> float | None:
         return self.completion_tokens / self.forwards if self.forwards else None
 
+    @property
+    def spent(self) -> Spent:
+        """What it took so far."""
+        return Spent(
+            self.denoise_steps, self.draft_steps, self.forwards, self.accelerator_ms, self.queue_ms, self.preemptions
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The fields of the answer's `stepdial` object that the engine knows."""
         first = self.plan[0].to_dict() if self.plan else {}
@@ -75,10 +97,12 @@ class Delta:
     """Committed tokens and the text that became certain with them (never half a character, never a stop string).
 
     `token_ids` and `text` need not line up: text is held back while a stop string or a character may still grow.
+    `spent`: by the sequence until then.
     """
 
     token_ids: list[int]
     text: str
+    spent: Spent
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from engine.events import Delta
 
 if TYPE_CHECKING:
     from engine.checkpoint.tokenizer import Tokenizer
+    from engine.events import Spent
 
 
 class Output:
@@ -55,9 +56,9 @@ class Output:
             or now - self._last_flush_s >= self.flush_s
         )
 
-    def take(self, now: float) -> Delta:
+    def take(self, now: float, spent: Spent) -> Delta:
         """What has not been sent yet, as one event."""
-        delta = Delta(token_ids=self.pushed[self._sent_tokens :], text=self._unsent_text)
+        delta = Delta(self.pushed[self._sent_tokens :], self._unsent_text, spent)
         self._sent_tokens = len(self.pushed)
         self._unsent_text = ""
         self._flushes += 1

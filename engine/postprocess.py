@@ -130,7 +130,7 @@ class Postprocessor:
             return self.finish(sequence, now)
         if sequence.out.due(now, whole_blocks=sequence.rung.is_diffusion):
             _note_first_text(sequence, now)
-            return [(sequence, sequence.out.take(now))]
+            return [(sequence, sequence.out.take(now, sequence.report.spent))]
         return []
 
     def finish(self, sequence: Sequence, now: float) -> list[tuple[Sequence, Event]]:
@@ -141,7 +141,7 @@ class Postprocessor:
         events: list[tuple[Sequence, Event]] = []
         if sequence.out.has_unsent:
             _note_first_text(sequence, now)
-            events.append((sequence, sequence.out.take(now)))
+            events.append((sequence, sequence.out.take(now, sequence.report.spent)))
         report = sequence.report
         report.completion_tokens = sequence.settled
         report.latency_ms = (now - sequence.arrival_s) * 1e3

@@ -19,6 +19,7 @@ from deployments.reason import moved_reason
 from deployments.reported_plan import rungs_used
 from deployments.settings import AppArgs
 from engine.errors import InvalidRequest
+from engine.events import Spent
 from engine.plan import PlanEntry, diffusion, self_speculation
 from engine.request import parse_options
 
@@ -167,14 +168,18 @@ def test_an_answer_says_what_happened_on_its_way(planning: Planning) -> None:
     rungs = [{"from_token": 40, **planned.plan.first.to_dict()}]
 
     def said(course: Course, cut: bool = False) -> dict[str, Any]:
-        return stepdial_object(planning, asked, planned.plan, course, {"plan": rungs, "replica": "b"}, cut)
+        report = {"plan": rungs, "replica": "b", "forwards": 5, "accelerator_ms": 2.5, "tokens_per_forward": 4.0}
+        return stepdial_object(planning, asked, planned.plan, course, report, 60, cut)
 
     plain = said(Course(first_text_s=0.02))
     assert (plain["reason"], plain["ttft_ms"], plain["slo_met"]) == (planned.plan.reason, 20.0, True)
-    assert plain["replica"] == "b"
+    assert (plain["replica"], plain["forwards"], plain["tokens_per_forward"]) == ("b", 5, 4.0)
     assert not said(Course(first_text_s=51.0))["slo_met"]
     assert not said(Course())["slo_met"], "no text is no text in time"
-    far = said(Course(first_text_s=0.02, base=40, failures=1, moves=2, replans=2), cut=True)
+    before = Spent(denoise_steps=7, forwards=10, accelerator_ms=4.0)
+    far = said(Course(first_text_s=0.02, base=40, failures=1, moves=2, replans=2, spent=before), cut=True)
+    assert (far["forwards"], far["accelerator_ms"], far["denoise_steps"]) == (15, 6.5, 7)
+    assert far["tokens_per_forward"] == 4.0, "60 tokens in 15 forwards"
     assert far["reason"] == planned.plan.reason + (
         "; cut at the deadline; planned again after a replica refused 2 times; a replica failed once; moved to a "
         "replica with less to do 2 times; continued after 40 tokens"

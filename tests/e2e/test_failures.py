@@ -90,6 +90,7 @@ def test_a_stream_goes_on_when_its_replica_dies(url: str, client: OpenAI) -> Non
                 ray.kill(ray.get_actor(f"SERVE_REPLICA::stepdial#Replica#{killed}", namespace="serve"))
     assert "continued after" in said["reason"]
     assert said["replica"] != killed
+    assert said["forwards"] >= LONG["max_tokens"], "what both replicas spent: AR takes a forward for every token"
     reference = client.completions.create(
         model=MODEL, prompt=LONG["prompt"], max_tokens=LONG["max_tokens"], temperature=0, seed=1,
         extra_body={"decoding": "ar", "min_tokens": LONG["min_tokens"], "cache_salt": "reference"},
