@@ -65,6 +65,11 @@ class Answering:
         """Output tokens that came so far."""
         return len(self._tokens)
 
+    @property
+    def arrived_s(self) -> float:
+        """When the ingress saw the request, `time.perf_counter()`."""
+        return self.job.arrived_s
+
     async def events(self) -> AsyncGenerator[Text | End, None]:
         """Text as it is committed, then the end. Raises ApiError; before the first event nothing was spent."""
         attempts, mover = self.router.args.max_attempts, self.router.mover

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from deployments.load_board import BOARD
 
 if TYPE_CHECKING:
-    from deployments.answering import Answering
     from deployments.load import ReplicaLoad
 
 EVERY_S = 0.5
@@ -25,6 +24,27 @@ MUCH_LESS = 0.5
 that nothing moves back and forth."""
 MOST_MOVES = 3
 """Of one stream."""
+MOST_AT_ONCE = 16
+"""Streams: each is planned again, meanwhile the router does nothing else, and the new place reads their texts."""
+
+
+class Stream(Protocol):
+    """What may move (`Answering`).
+
+    Attributes:
+        key: its name on the board. tokens: that came so far. arrived_s: when it was asked for.
+    """
+
+    key: str
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def arrived_s(self) -> float: ...
+
+    def move(self) -> bool:
+        """Leaves its replica for one where it will be done sooner; whether it does."""
 
 
 class Move(NamedTuple):
@@ -51,17 +71,17 @@ class Mover:
     """One router's. Every router moves its own streams only, so that together they do not move too many."""
 
     def __init__(self) -> None:
-        self._streams: dict[str, Answering] = {}
+        self._streams: dict[str, Stream] = {}
         self._moved_at_s: dict[str, float] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def watch(self, stream: Answering) -> None:
+    def watch(self, stream: Stream) -> None:
         """The stream may move from now on."""
         self._streams[stream.key] = stream
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
 
-    def forget(self, stream: Answering) -> None:
+    def forget(self, stream: Stream) -> None:
         self._streams.pop(stream.key, None)
 
     def level(self, loads: Sequence[ReplicaLoad]) -> int:
@@ -76,8 +96,9 @@ class Mover:
             return 0
         there = [stream for stream in self._streams.values() if BOARD.place_of(stream.key) == move.source]
         # Those with the least to read again, the last in line first.
-        there.sort(key=lambda stream: (stream.tokens, -stream.job.arrived_s))
-        moved = sum(stream.move() for stream in there[: int(len(there) * move.share)])
+        there.sort(key=lambda stream: (stream.tokens, -stream.arrived_s))
+        count = min(MOST_AT_ONCE, int(len(there) * move.share))
+        moved = sum(stream.move() for stream in there[:count])
         if moved:
             self._moved_at_s.update((replica, at_s[replica]) for replica in ends)
         return moved

@@ -62,6 +62,7 @@ class Intake:
             think_open=think_open,
             think_close=think_close,
         )
+        slo_ms, first_slo_ms = options.latency_slo_ms, options.ttft_slo_ms
         sequence = Sequence(
             id=request_id,
             tokens=list(prompt),
@@ -74,13 +75,11 @@ class Intake:
             report=Report(seed=seed, prompt_tokens=len(prompt)),
             arrival_s=now,
             cache_salt=options.cache_salt,
+            due_s=None if slo_ms is None else now + slo_ms / 1e3,
+            first_due_s=None if first_slo_ms is None else now + first_slo_ms / 1e3,
+            cut=slo_ms is not None and options.on_deadline == "cut",
             score=options.audit not in (None, "off") or any(rung.audit != "off" for rung in plan.rungs),
         )
-        if options.latency_slo_ms is not None:
-            sequence.due_s = now + options.latency_slo_ms / 1e3
-            sequence.cut = options.on_deadline == "cut"
-        if options.ttft_slo_ms is not None:
-            sequence.first_due_s = now + options.ttft_slo_ms / 1e3
         if open_thinking(sequence.tokens, limits.think_open, limits.think_close):
             sequence.thinking_from = 0
         return sequence

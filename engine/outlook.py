@@ -29,6 +29,7 @@ from engine.decoding.rung_choice import (
 )
 from engine.pace import NO_CURVE, NO_PACING, NO_STEPS, NOBODY, Pacing, Ride, Riders, Step, StepTable, longest_s
 from engine.scheduler import HOLD, PATIENCE
+from engine.sequence import TERMS
 
 if TYPE_CHECKING:
     from engine.cost_model import ForwardCost, ForwardCostModel
@@ -290,34 +291,24 @@ class Outlook:
         )
 
     def _riders(self, timed: Seq[Sequence], rows: Seq[int], now: float) -> Riders:
-        mean_output = self._mean_output
-        table = np.array(
-            [
-                (
-                    len(one.tokens),
-                    one.prompt_tokens,
-                    (limits := one.limits).max_tokens,
-                    one.cached + one.has_pending,
-                    # What the plan reckons with; without that as much as recent answers had, or all that may come.
-                    expected
-                    if (expected := one.plan.expected_tokens) is not None
-                    else (mean_output if limits.stop_ids else limits.max_tokens),
-                    inf if one.due_s is None else one.due_s,
-                    inf if one.first_due_s is None or one.report.ttft_ms is not None else one.first_due_s,
-                    one.reserve,
-                )
-                for one in timed
-            ],
-            dtype=np.float64,
-        ).reshape(len(timed), 8)
-        length, prompt, most, read, expected_tokens, due_s, first_due_s, reserve = table.T
+        # Attribute by attribute: it is done before every forward, and a row for each sequence takes twice as long.
+        terms = np.frombuffer(b"".join([one.terms for one in timed])).reshape(len(timed), TERMS.size // 8)
+        prompt, most, expected, due_s, first_due_s = terms.T
+        length = np.array([len(one.tokens) for one in timed], dtype=np.float64)
+        read = np.array([one.cached + one.has_pending for one in timed], dtype=np.float64)
+        reserve = np.array([one.reserve for one in timed], dtype=np.float64)
+        # What the plan reckons with; without that as much as recent answers had.
+        expected = np.where(np.isnan(expected), self._mean_output, expected)
+        first_left_s = first_due_s - now
+        if first_left_s.min(initial=inf) < inf:
+            first_left_s[[one.report.ttft_ms is not None for one in timed]] = inf
         unread = length - read
         return Riders(
             ladder=np.array(rows, dtype=np.int64),
             first=np.zeros(len(timed), dtype=np.int64),
-            tokens=tokens_ahead(length - prompt, expected_tokens, most),
+            tokens=tokens_ahead(length - prompt, expected, most),
             left_s=due_s - now,
-            first_left_s=first_due_s - now,
+            first_left_s=first_left_s,
             context_s=self.cost.per_context_s * length,
             prompt_forwards=np.ceil(unread / self.prefill_chunk),
             prompt_s=self.cost.per_token_s * unread,

@@ -71,13 +71,18 @@ def share_slots(
     One prompt chunk (or a quarter of the forward, if that is less) is kept for the first prompt in line, so that a full
     house never stalls a new request. Prompts are cut to what the tightest pace leaves.
     """
-    timed = sorted((want for want in wants if want.pace_s < inf), key=attrgetter("pace_s", "arrival"))
-    advancing = [want for want in timed if not want.prefill]
-    reading = [want for want in timed if want.prefill]
-    patient = sorted((want for want in wants if want.pace_s == inf), key=_turn)
+    advancing: list[Want] = []
+    reading: list[Want] = []
+    patient: list[Want] = []
+    for want in wants:
+        (patient if want.pace_s == inf else reading if want.prefill else advancing).append(want)
+    advancing.sort(key=_tightest_first)
+    reading.sort(key=_tightest_first)
+    patient.sort(key=_turn)
+    tightest = [*advancing[:1], *reading[:1]]
     prompts = [*reading, *(want for want in patient if want.prefill)]
     reserved = min(prefill_chunk, max(max_tokens // 4, 1), prompts[0].tokens) if prompts else 0
-    limit_s = min(timed[0].pace_s if timed else inf, longest_s)
+    limit_s = min([longest_s, *(want.pace_s for want in tightest)])
     forward = _Forward(cost, limit_s, max_tokens, reserved, prefill_chunk)
     # Who is nearly as tight as the tightest goes first, whatever that makes of the forward.
     tight_s = hold * limit_s
@@ -92,7 +97,7 @@ def share_slots(
             # However long one of them takes alone, a forward has to have somebody in it.
             forward.add(want, insist=not forward.grants)
     overdue = max(patient, key=lambda want: want.waited, default=None)
-    if timed and overdue is not None and overdue.waited >= PATIENCE:
+    if tightest and overdue is not None and overdue.waited >= PATIENCE:
         patient.remove(overdue)
         forward.add(overdue, insist=True)
     for want in patient:
@@ -100,6 +105,9 @@ def share_slots(
             break
         forward.add(want, insist=not forward.grants)
     return forward.grants
+
+
+_tightest_first = attrgetter("pace_s", "arrival")
 
 
 def _turn(want: Want) -> tuple[bool, float, float]:

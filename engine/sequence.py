@@ -8,14 +8,20 @@ token, which has nothing to draft (design section 4, `requests.md` section 2).
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf, nan
 
 from engine.decoding.rung_choice import Ladder, ladder_of
 from engine.events import FinishReason, Report
 from engine.output import Output
 from engine.pace import MOST_RESERVE
 from engine.plan import Plan, Rung
+
+TERMS = struct.Struct("5d")
+"""Of a `Sequence`'s `terms`: prompt tokens, `max_tokens`, output tokens that its plan reckons with (nan where it says
+nothing and the answer may end by itself), and when the answer and its first text are due (inf where they are not)."""
 
 
 class Phase(Enum):
@@ -92,6 +98,7 @@ class Sequence:
         reserve: of its time, while it has rungs to step down to (`engine/pace.py`); known when the loop takes it in.
         given_up: whether its deadlines were given up so that others could be kept; it goes on as one without.
         ladder: the plan's rungs. first_group: the quality that its plan starts with.
+        terms: what was asked for, as `TERMS`: so packed, hundreds of sequences are read at once (`engine/outlook.py`).
         thinking_from: output offset at which an open thinking section began, else None.
         last_served: number of the last forward it took part in. block_forwards: forwards spent on the open block.
     """
@@ -128,10 +135,16 @@ class Sequence:
     logprobs: list[tuple[int, float]] = field(default_factory=list)
     ladder: Ladder = field(init=False)
     first_group: int = field(init=False)
+    terms: bytes = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ladder = ladder_of(self.plan.ladder)
-        self.first_group = self.ladder.group_of(self.plan.start)
+        plan, limits = self.plan, self.limits
+        self.ladder = ladder_of(plan.ladder)
+        self.first_group = self.ladder.group_of(plan.start)
+        open_end = nan if limits.stop_ids else limits.max_tokens
+        expected = open_end if plan.expected_tokens is None else plan.expected_tokens
+        due_s, first_due_s = (inf if due_s is None else due_s for due_s in (self.due_s, self.first_due_s))
+        self.terms = TERMS.pack(self.prompt_tokens, limits.max_tokens, expected, due_s, first_due_s)
         if not self.plan.schedule:
             # The ladder's own object: rungs are told apart by identity while the engine runs.
             self.rung = self.ladder.rungs[self.plan.start]

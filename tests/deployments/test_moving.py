@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.load import ReplicaLoad
-from deployments.moving import LEAST_GAIN_S, move_of
+from deployments.load_board import BOARD
+from deployments.moving import LEAST_GAIN_S, MOST_AT_ONCE, Mover, move_of
 
 STREAM_S = 3.0
 counts = st.lists(st.integers(0, 60), min_size=2, max_size=5)
@@ -58,4 +59,54 @@ def test_streams_come_to_rest_and_none_comes_back_in_a_round(streams: list[int])
         pytest.fail("they never come to rest")
     assert sum(met.values()) == sum(streams)
     fullest, emptiest = max(met.values()), min(met.values())
-    assert emptiest > fullest * 0.5 or (fullest - emptiest) * STREAM_S < LEAST_GAIN_S or fullest < 2
+    assert emptiest > fullest * 0.5 or (fullest - emptiest) * STREAM_S < LEAST_GAIN_S or fullest - emptiest < 2
+
+
+@dataclass
+class Waiting:
+    """A stream that notes whether it was told to move."""
+
+    key: str
+    tokens: int = 0
+    arrived_s: float = 0.0
+    movable: bool = True
+    moved: bool = False
+
+    def move(self) -> bool:
+        self.moved = self.movable
+        return self.moved
+
+
+async def test_the_last_in_line_move_first_and_never_on_a_load_that_knows_nothing_of_it() -> None:
+    mover = Mover()
+    streams = [Waiting(f"far-{place}", tokens=50 + place) for place in range(3)]
+    streams += [Waiting(f"line-{place}", arrived_s=float(place)) for place in range(5)]
+    elsewhere = Waiting("elsewhere")
+    for stream in streams:
+        BOARD.sent("full", stream.key, 1.0, 1)
+        mover.watch(stream)
+    BOARD.sent("other", elsewhere.key, 1.0, 1)
+    mover.watch(elsewhere)
+    streams[-1].movable = False
+    loads = [replace(load("full", 8), at_s=5.0), load("new", 0), load("other", 7)]
+    assert mover.level(loads) == 3, "half of eight, of which one stays"
+    assert [stream.key for stream in streams if stream.moved] == ["line-1", "line-2", "line-3"]
+    assert mover.level(loads) == 0, "the same picture again"
+    assert mover.level([replace(loads[0], at_s=6.0), *loads[1:]]) == 0, "the target has not reported since"
+    assert mover.level([replace(one, at_s=6.0) for one in loads]) == 3
+    assert not elsewhere.moved
+    for stream in [*streams, elsewhere]:
+        mover.forget(stream)
+        BOARD.done(stream.key)
+
+
+async def test_a_crowd_moves_in_parts() -> None:
+    mover = Mover()
+    streams = [Waiting(f"crowd-{place}") for place in range(4 * MOST_AT_ONCE)]
+    for stream in streams:
+        BOARD.sent("crowded", stream.key, 1.0, 1)
+        mover.watch(stream)
+    assert mover.level([load("crowded", len(streams)), load("new", 0)]) == MOST_AT_ONCE
+    for stream in streams:
+        mover.forget(stream)
+        BOARD.done(stream.key)
