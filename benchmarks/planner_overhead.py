@@ -21,7 +21,7 @@ from deployments.load import ReplicaLoad
 from deployments.openai_types import ChatCompletionRequest
 from deployments.planner import Planned, Refusal, make_plan
 from deployments.planning import Planning
-from deployments.prediction import policy_name
+from deployments.prediction_tables import policy_name
 from deployments.settings import AppArgs
 from engine.request import parse_options
 

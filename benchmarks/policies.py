@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from deployments.history import OutputLengths
 from deployments.load import LoadMeter, ReplicaLoad
-from deployments.prediction import LoadTable, RungTable, predict_all
+from deployments.prediction import predict_all
+from deployments.prediction_tables import LoadTable, RungTable
 from engine.admission import Newcomer
 from engine.plan import Plan, Rung
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deployments.history import Calibration, OutputLengths, Quantile
-from deployments.prediction import policy_name
+from deployments.prediction_tables import policy_name
 from deployments.reported_plan import rungs_used
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 if TYPE_CHECKING:
-    from deployments.prediction import Floats, Predictions
+    from deployments.prediction import Predictions
+    from deployments.prediction_tables import Floats
     from deployments.tiers import Tier
     from engine.request import GenerationOptions
 

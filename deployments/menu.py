@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from deployments.bounds import check_rungs, quality_floor, steps_allowed
-from deployments.prediction import RungTable, most_forwards
+from deployments.prediction import most_forwards
+from deployments.prediction_tables import RungTable
 from deployments.quality import BUDGETS
 from engine.errors import InvalidRequest
 from engine.plan import AR, Rung, diffusion, of_equal_quality

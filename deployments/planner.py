@@ -16,7 +16,8 @@ import numpy as np
 
 from deployments.goal import Goal
 from deployments.menu import MOST_RUNGS, Menu, thinned
-from deployments.prediction import LoadTable, Prediction, Predictions, predict_all
+from deployments.prediction import Prediction, Predictions, predict_all
+from deployments.prediction_tables import LoadTable
 from deployments.reason import plan_reason
 from engine.pace import SAFETY
 from engine.plan import Plan, Rung
@@ -24,7 +25,7 @@ from engine.plan import Plan, Rung
 if TYPE_CHECKING:
     from deployments.history import Length
     from deployments.load import ReplicaLoad
-    from deployments.prediction import Floats
+    from deployments.prediction_tables import Floats
 
 REFUSAL_MARGIN = 1.02
 """What `smallest_feasible_slo_ms` adds, so that asking again with it is accepted."""

@@ -11,7 +11,7 @@ import pytest
 from deployments.history import OutputLengths, Quantile
 from deployments.load import LoadMeter, ReplicaLoad
 from deployments.load_board import LoadBoard
-from deployments.prediction import RungTable
+from deployments.prediction_tables import RungTable
 from engine.cost_model import ForwardCostModel
 from engine.decoding.rung_choice import TokensPerForward
 from engine.plan import diffusion, self_speculation

@@ -15,7 +15,8 @@ from deployments.goal import goal_of
 from deployments.history import Length
 from deployments.load import ReplicaLoad
 from deployments.planner import Planned, Refusal, make_plan
-from deployments.prediction import LoadTable, RungTable, predict_all
+from deployments.prediction import predict_all
+from deployments.prediction_tables import LoadTable, RungTable
 from engine.admission import Admission, Newcomer
 from engine.cost_model import ForwardCost, ForwardCostModel
 from engine.curve import Curve

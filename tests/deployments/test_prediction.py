@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.load import ReplicaLoad
-from deployments.prediction import LoadTable, RungTable, Size, most_forwards, predict, predict_all
+from deployments.prediction import Size, most_forwards, predict, predict_all
+from deployments.prediction_tables import LoadTable, RungTable
 from engine.plan import Decoding, Rung, diffusion, self_speculation
 from tests.deployments.plans_by_hand import COST, LADDER, loads
 
