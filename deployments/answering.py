@@ -78,6 +78,7 @@ class Answering:
                 request = await self._request()
                 try:
                     stream = self._stream = self.router.handle.generate.remote(request)
+                    self._moving = False
                     if self._promised_nothing:
                         mover.watch(self)
                     try:
@@ -137,6 +138,11 @@ class Answering:
         goal = self.job.goal
         return not goal.bounded or goal.on_infeasible == "degrade"
 
+    @property
+    def _let_in(self) -> bool:
+        """Whether a replica had it before: it is refused no more."""
+        return self.course.failures + self.course.moves > 0
+
     async def _request(self) -> ReplicaRequest:
         """Plans and says what a replica is to do. Raises ApiError when there is no plan."""
         job = self.job
@@ -144,16 +150,15 @@ class Answering:
         if isinstance(planned, Refusal) and planned.status == 503:
             await self.router.find_replicas()
             planned = self._plan()
-        if isinstance(planned, Refusal) and planned.status == 503 and self.course.failures:
+        if isinstance(planned, Refusal) and planned.status == 503 and self._let_in:
             planned = await self._wait_for_replica()
         if isinstance(planned, Refusal):
             self.router.metrics.refusals.labels(job.tier.name, str(planned.status)).inc()
             raise refused(planned)
-        admitted = self.course.failures > 0
-        if self.plan is None or not (admitted or self.course.base):
+        if self.plan is None or not self._let_in:
             self.plan, self.planned = planned.plan, planned
             self.expected_quality = self.planning.quality.expected_quality(planned.plan.first, job.options.temperature)
-        checked = job.goal.on_infeasible == "reject" and not admitted
+        checked = not (self._promised_nothing or self._let_in)
         elapsed_ms = (time.perf_counter() - job.arrived_s) * 1e3 + self.planning.experience.overhead_ms.value
 
         def left(slo_ms: float | None) -> float | None:
@@ -189,7 +194,7 @@ class Answering:
         )
 
     def _plan(self) -> Planned | Refusal:
-        return self.planning.plan(self.job, self._usable(), degrade=self.course.failures > 0)
+        return self.planning.plan(self.job, self._usable(), degrade=self._let_in)
 
     def _usable(self) -> list[ReplicaLoad]:
         """Loads of the replicas that have neither failed nor refused this request."""
@@ -237,8 +242,8 @@ class Answering:
         self._refused[load.replica] = message
         if isinstance(self._plan(), Planned):
             return
-        if self.course.moves:
-            # It was let in once, and its place was given to somebody else: it waits for the next one.
+        if self._let_in:
+            # Its place was given to somebody else: it waits for the next one.
             self._refused = {}
             await asyncio.sleep(POLL_S)
             return
@@ -250,7 +255,6 @@ class Answering:
     def _failed_there(self, error: Exception, attempts: int) -> End | None:
         """A replica died: notes it, and where to go on; an End when the answer was complete. Raises ApiError."""
         job, router = self.job, self.router
-        self._moving = False
         victim = BOARD.place_of(self.key)
         log.warning("request %s: replica %s failed (%s); going on elsewhere", job.request_id, victim, error)
         if victim is not None:
@@ -268,7 +272,6 @@ class Answering:
     def _moved_away(self) -> End | None:
         """It left its replica: notes where to go on; an End when the answer was complete."""
         place = BOARD.place_of(self.key)
-        self._moving = False
         self.course.moves += 1
         self._refused = {}
         self.router.metrics.moves.inc()
@@ -320,7 +323,7 @@ class Answering:
             completion_tokens=done.completion_tokens,
             engine_ms=engine_ms,
             overhead_ms=max(0.0, latency_ms - engine_ms) + self.router.args.proxy_overhead_ms,
-            replanned=self.course.replans + self.course.moves > 0,
+            replanned=self._let_in or self.course.replans > 0,
         )
         planning.experience.learn(job, planned, answered)
         if self.replica is not None:

@@ -100,7 +100,8 @@ class Mover:
         count = min(MOST_AT_ONCE, int(len(there) * move.share))
         moved = sum(stream.move() for stream in there[:count])
         if moved:
-            self._moved_at_s.update((replica, at_s[replica]) for replica in ends)
+            before = {replica: moved_s for replica, moved_s in self._moved_at_s.items() if replica in at_s}
+            self._moved_at_s = before | {replica: at_s[replica] for replica in ends}
         return moved
 
     async def _run(self) -> None:

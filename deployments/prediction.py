@@ -16,7 +16,7 @@ late is lost to that as long as it is there: its own work, and what it finds the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -96,10 +96,10 @@ def predict_all(
         first_text: whether that is wanted, too; most requests have no bound on it, and it is a fifth of the work.
     """
     at, rungs = loads.beside(len(rungs.names)), rungs.across(len(loads))
-    median, reckoned = (np.repeat(_column(tokens), len(loads), axis=1) for tokens in (median_tokens, reckoned_tokens))
-    unread = np.maximum(
-        1.0, prompt_tokens - np.repeat(np.array([cached_tokens], dtype=np.float64), len(median), axis=0)
-    )
+    shape = len(rungs.names), len(loads)
+    median, reckoned, cached = np.empty((3, *shape))
+    median.T[:], reckoned.T[:], cached[:] = median_tokens, reckoned_tokens, cached_tokens
+    unread = np.maximum(1.0, prompt_tokens - cached)
     chunks = np.ceil(unread / at.chunk)
     read_s = at.token_s * unread
     prompt_s = chunks * at.base_s + read_s
@@ -174,7 +174,3 @@ def most_forwards(rung: Rung, output_tokens: int) -> int:
 @lru_cache(maxsize=4096)
 def _table_of(rung: Rung) -> RungTable:
     return RungTable((rung,))
-
-
-def _column(values: Iterable[float]) -> Floats:
-    return np.array([*values], dtype=np.float64)[:, None]

@@ -31,7 +31,7 @@ def policy_name(rung: Rung) -> str:
 
 
 class RungTable:
-    """What of some rungs enters a prediction, as columns `[rungs, 1]`, worked out once.
+    """What of some rungs enters a prediction, as arrays `[rungs, replicas]` of equal columns, worked out once.
 
     Attributes:
         names: of their policies, as replicas name what they measured. modes: their decodings' names.
@@ -40,11 +40,10 @@ class RungTable:
     """
 
     def __init__(self, rungs: Sequence[Rung], replicas: int = 1) -> None:
-        """`replicas`: how many columns the arrays have, all alike."""
         self.names = [policy_name(rung) for rung in rungs]
         self.modes = [rung.decoding.value for rung in rungs]
         self._rungs = rungs
-        self._wider: dict[int, RungTable] = {}
+        self._widths: dict[int, RungTable] = {replicas: self}
 
         def column(values: Iterable[float]) -> Floats:
             return np.repeat(np.array([*values], dtype=np.float64)[:, None], replicas, axis=1)
@@ -64,11 +63,11 @@ class RungTable:
         self._half: Floats = np.where(single, 0.0, 0.5)
 
     def across(self, replicas: int) -> RungTable:
-        """The same as arrays `[rungs, replicas]`: on arrays of one shape numpy works two to four times as fast."""
-        wider = self._wider.get(replicas)
-        if wider is None:
-            wider = self._wider[replicas] = RungTable(self._rungs, replicas)
-        return wider
+        """The same for so many replicas: on arrays of one shape numpy works two to four times as fast."""
+        table = self._widths.get(replicas)
+        if table is None:
+            table = self._widths[replicas] = RungTable(self._rungs, replicas)
+        return table
 
     def most_forwards(self, output_tokens: Floats) -> Floats:
         """Forwards after the prompt that the rungs cannot exceed."""

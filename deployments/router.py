@@ -60,10 +60,13 @@ class Router:
         except (DeploymentUnavailableError, RayActorError) as error:
             log.info("no replica answers %s: %s", method, error)
             return []
-        failed = [answer for answer in answers if isinstance(answer, Exception)]
-        for failure in failed:
-            log.warning("a replica did not answer %s: %s", method, failure)
-        return [answer for answer in answers if answer not in failed]
+        said = []
+        for answer in answers:
+            if isinstance(answer, Exception):
+                log.warning("a replica did not answer %s: %s", method, answer)
+            else:
+                said.append(answer)
+        return said
 
     async def read_autoscaling(self) -> None:
         """Takes the autoscaler's last decision, which its policy leaves in the cluster's store, into the metrics."""
