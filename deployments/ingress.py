@@ -22,6 +22,7 @@ from deployments.errors import ApiError, invalid
 from deployments.exchange import Exchange
 from deployments.keys import ApiKey, by_hash, key_of
 from deployments.listener import Listener
+from deployments.load import ReplicaLoad
 from deployments.load_board import BOARD
 from deployments.metrics import merge_texts
 from deployments.openai_types import (
@@ -34,9 +35,11 @@ from deployments.openai_types import (
     request_kind,
     usage,
 )
+from deployments.prediction import Size, predict
 from deployments.request_id import HEADER, request_id
 from deployments.router import Router
 from engine.errors import InvalidRequest
+from engine.plan import AR
 from engine.request import parse_options
 
 if TYPE_CHECKING:
@@ -168,7 +171,8 @@ class Ingress:
 
 
 def warm_up(model: str) -> None:
-    """Builds what pydantic puts off until first use, so that the first request does not wait for it."""
+    """Builds what pydantic puts off until first use, and what is compiled then: no request waits for it."""
+    predict(AR, Size(1, 1), ReplicaLoad("warm-up"))
     parse_options(CompletionRequest, {"model": model, "prompt": "x"})
     parse_options(ChatCompletionRequest, {"model": model, "messages": [{"role": "user", "content": "x"}]})
     for chat in (True, False):

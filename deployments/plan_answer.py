@@ -23,7 +23,7 @@ def plan_answer(job: Job, ask: Ask, outcome: Planned | Refusal, loads: Sequence[
         ask: what was planned. outcome: what came of it. loads: one per replica.
     """
     goal = ask.goal
-    predictions = predictions_at(ask, loads, first_text=True)[0] if loads else None
+    predictions = predictions_at(ask, loads)[0] if loads else None
     return {
         "object": "stepdial.plan",
         "tier": job.tier.name,

@@ -121,23 +121,20 @@ def nothing_serves() -> Refusal:
     return Refusal(503, "no replica is ready; try again later", None, 5)
 
 
-def predictions_at(ask: Ask, loads: Sequence[ReplicaLoad], first_text: bool = False) -> tuple[Predictions, Predictions]:
+def predictions_at(ask: Ask, loads: Sequence[ReplicaLoad]) -> tuple[Predictions, Predictions]:
     """What is predicted of every rung at every replica: what can be promised, and how long it will take.
 
     They differ for a request with a deadline: what has none makes room for it (`engine/pace.py`), but fills forwards up
     to what that deadline allows. Experience is applied where it is no question of a deadline.
-
-    Args:
-        first_text: whether that is predicted even where the goal does not ask for it.
     """
     goal, count = ask.goal, len(loads)
     scales = np.array([[ask.scales.get(mode, 1.0)] for mode in ask.menu.table.modes])
     if not goal.bounded:
-        plain = _predicted(ask, LoadTable(loads), first_text)
+        plain = _predicted(ask, LoadTable(loads))
         expected = plain._replace(p95_s=plain.p95_s * scales, first_text_p95_s=plain.first_text_p95_s * scales)
         return expected, expected
     # A replica that does not refuse it takes it in however full it is.
-    both = _predicted(ask, LoadTable(loads, loads, within_room=goal.on_infeasible == "reject"), first_text)
+    both = _predicted(ask, LoadTable(loads, True, goal.on_infeasible == "reject"))
     crowded, alone = both.of_replicas(slice(0, count)), both.of_replicas(slice(count, None))
     if goal.latency_slo_ms is None:
         return alone, alone
@@ -146,12 +143,11 @@ def predictions_at(ask: Ask, loads: Sequence[ReplicaLoad], first_text: bool = Fa
     return alone, alone._replace(p50_s=p50_s, p95_s=p95_s * scales)
 
 
-def _predicted(ask: Ask, table: LoadTable, first_text: bool = False) -> Predictions:
-    first_text = first_text or ask.goal.ttft_slo_ms is not None
-    cached = [ask.cached.get(load.replica, 0) for load in (*table.loads, *table.timed)]
+def _predicted(ask: Ask, table: LoadTable) -> Predictions:
+    cached = [ask.cached.get(load.replica, 0) for load in table.loads]
     lengths = ask.lengths
     medians, reckoned = [length.median for length in lengths], [length.reckoned for length in lengths]
-    return predict_all(ask.menu.table, table, ask.prompt_tokens, cached, medians, reckoned, first_text)
+    return predict_all(ask.menu.table, table, ask.prompt_tokens, cached, medians, reckoned)
 
 
 def _planned(

@@ -1,10 +1,13 @@
-"""Forwards before the first request, so that the first plan rests on this machine's own times."""
+"""What a replica does before the first request: forwards, so that the first plan rests on this machine's own times, and
+the first use of what is compiled then."""
 
 from __future__ import annotations
 
 import random
 from typing import TYPE_CHECKING
 
+from engine.admission import Newcomer
+from engine.pace import NO_CURVE
 from engine.plan import AR, Plan, Rung, diffusion
 from engine.request import GenerationOptions
 
@@ -28,6 +31,8 @@ def warm_up(engine: Engine) -> None:
     Then a few forwards full of each length of canvas that the ladder has: where the fit finds rungs equal, what they
     deviate from it decides (`engine/deviation.py`), and traffic itself would only ever show the rung in use.
     """
+    engine.rung_for(Newcomer(Plan(ladder=(AR,)), prompt_tokens=1, output_tokens=1, left_s=3600.0))
+    NO_CURVE.room_s(1.0, 1.0, 2.0)
     rng = random.Random(0)
     block = engine.model_config.block_size
     for batch in BATCHES:

@@ -95,7 +95,7 @@ class EngineCore:
 
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence; it is admitted when there are pages for its prompt."""
-        sequence.reserve = self.reserve
+        sequence.come_in(self.reserve)
         self.waiting.append(sequence)
         self._came = True
 
@@ -248,19 +248,19 @@ class EngineCore:
         """
         present = [*self.running, *(sequence for sequence in self.waiting if sequence.urgent)]
         if not any(sequence.timed for sequence in present) and not any(
-            sequence.at_border and not sequence.plan.pinned and may_change(sequence) for sequence in self.running
+            sequence.at_border and not sequence.pinned and may_change(sequence) for sequence in self.running
         ):
             return None
         view = self.outlook.view(present, now)
         while (sequence := self.outlook.to_give_up(view)) is not None:
-            sequence.given_up = True
+            sequence.urgent = False
             view = self.outlook.view(present, now)
         return view
 
     def _open_borders(self, view: View | None) -> None:
         """Chooses rungs for sequences at a border and opens their canvases."""
         borders = [sequence for sequence in self.running if sequence.at_border]
-        free = [sequence for sequence in borders if not sequence.plan.pinned and may_change(sequence)]
+        free = [sequence for sequence in borders if not sequence.pinned and may_change(sequence)]
         choices = {} if view is None else self.outlook.rungs(free, view)
         for sequence in borders:
             plan = sequence.plan

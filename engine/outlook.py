@@ -293,10 +293,9 @@ class Outlook:
     def _riders(self, timed: Seq[Sequence], rows: Seq[int], now: float) -> Riders:
         # Attribute by attribute: it is done before every forward, and a row for each sequence takes a third longer.
         terms = np.frombuffer(b"".join([one.terms for one in timed])).reshape(len(timed), TERMS.size // 8)
-        prompt, most, expected, due_s, first_due_s = terms.T
+        prompt, most, expected, due_s, first_due_s, reserve = terms.T.copy()
         length = np.array([len(one.tokens) for one in timed], dtype=np.float64)
         read = np.array([one.cached + one.has_pending for one in timed], dtype=np.float64)
-        reserve = np.array([one.reserve for one in timed], dtype=np.float64)
         # What the plan reckons with; without that as much as recent answers had.
         expected = np.where(np.isnan(expected), self._mean_output, expected)
         first_left_s = first_due_s - now
@@ -330,7 +329,7 @@ class Outlook:
             ladders.add(ladder)
             keys += length
             # Those that still read their prompts count: a block that begins now is shared with them.
-            if sequence.plan.pinned:
+            if sequence.pinned:
                 pinned_tokens += self.meter.expected(sequence.rung)
                 pinned_s += cost.own_s(sequence.rung.block_length, length)
             else:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,16 +54,22 @@ class Step(NamedTuple):
     own_s: float
 
 
+_STEP = np.dtype([(name, np.float64) for name in Step._fields])
+
+
 class StepTable:
-    """Steps of several ladders as arrays `[ladders, steps]`, rows filled up with their last step."""
+    """Steps of several ladders, rows filled up with their last step.
+
+    Attributes:
+        steps: as they were given. records: `Step`s `[ladders, steps]`. last: int64 `[ladders]`, the place of the last.
+    """
 
     def __init__(self, ladders: Sequence[Sequence[Step]]) -> None:
         width = max((len(steps) for steps in ladders), default=1)
         rows = [[*steps, *[steps[-1]] * (width - len(steps))] for steps in ladders]
-        table = np.array(rows, dtype=np.float64).reshape(len(ladders), width, len(Step._fields))
         self.steps = list(ladders)
+        self.records: NDArray[Any] = np.array(rows, dtype=_STEP).reshape(len(ladders), width)
         self.last = np.array([len(steps) - 1 for steps in ladders], dtype=np.int64)
-        _, self.tokens, self.rest, self.first_forwards, self.own_s = (table[:, :, place] for place in range(5))
 
 
 @dataclass(slots=True)
@@ -131,65 +137,39 @@ class Pacing:
 
     def __init__(self, riders: Riders, table: StepTable, least_s: float) -> None:
         """`least_s`: no forward is shorter."""
-        count, rows = len(riders), riders.ladder
-        prompt_forwards, prompt_s = riders.prompt_forwards[:, None], riders.prompt_s[:, None]
-        tokens, rest, first_forwards, steps_s = (
-            values.take(rows, axis=0) for values in (table.tokens, table.rest, table.first_forwards, table.own_s)
-        )
-        forwards = np.maximum(1.0, riders.tokens[:, None] / tokens + rest) + prompt_forwards
-        own_s = steps_s + riders.context_s[:, None] + prompt_s / forwards
-        # The prompt's own work is not spread over what comes after the first text.
-        until_first = (riders.first_left_s[:, None] - prompt_s) / (first_forwards + prompt_forwards)
-        pace_s = np.maximum(np.minimum(riders.left_s[:, None] / forwards, until_first), 0.0) * riders.share[:, None]
-        steps = np.arange(pace_s.shape[1])
-        # What a step leaves of a forward to the others. It is not always the last one that leaves most: it takes more
-        # itself, and short answers and first texts pay for a whole large block.
-        limit_s = pace_s / SAFETY
-        room_s = limit_s - own_s
-        most_s = np.maximum.accumulate(room_s[:, ::-1], axis=1)[:, ::-1]
-        reserved_s = pace_s[:, :-1] / riders.reserve[:, None]
-        limit_s[:, :-1] = np.where(most_s[:, 1:] > room_s[:, :-1], reserved_s, limit_s[:, :-1])
-        limit_s[(steps < riders.first[:, None]) | (steps > table.last[rows][:, None])] = -1.0
-        self.pace_s: Floats = pace_s
-        # Of equals the later one: when all is lost, the fewest forwards.
-        self.quickest: NDArray[np.int64] = steps[-1] - limit_s[:, ::-1].argmax(axis=1)
-        self._everyone = np.arange(count)
-        last_s = pace_s[self._everyone, self.quickest]
-        self.most_s: Floats = np.maximum(limit_s[self._everyone, self.quickest], last_s / KEPT)
-        self.lost_s: Floats = last_s / LOST
+        count, width = len(riders), table.records.shape[1]
+        self._least_s = float(least_s)
+        self.pace_s: Floats = np.empty((count, width))
+        self.quickest: NDArray[np.int64] = np.empty(count, dtype=np.int64)
+        self.most_s, self.lost_s = np.empty((2, count))
         # One more column, which fits any forward: where no step does, the quickest.
-        self._limits_s = np.column_stack((limit_s, np.full(count, inf)))
-        self._needed_s = np.column_stack((pace_s, last_s)) / KEPT
-        self._owns_s = np.column_stack((own_s, own_s[self._everyone, self.quickest]))
-        self._least_s = least_s
+        self._limits_s, self._needed_s, self._owns_s = np.empty((3, count, width + 1))
+        if not count:
+            return
+        # Here and not at import: who only needs the constants does without Numba.
+        from engine.pace_arithmetic import fill_pacing
+
+        fill_pacing(
+            self.pace_s, self.quickest, self.most_s, self.lost_s, self._limits_s, self._needed_s, self._owns_s,
+            table.records, table.last, riders.ladder, riders.first, riders.tokens, riders.left_s, riders.first_left_s,
+            riders.context_s, riders.prompt_forwards, riders.prompt_s, riders.share, riders.reserve,
+            SAFETY, KEPT, LOST,
+        )  # fmt: skip
 
     def __len__(self) -> int:
-        return len(self._everyone)
+        return len(self.quickest)
 
     def changes(self, riders: slice = slice(None)) -> Changes:
         """Of what some of the riders add to a forward, each on its step for it and as often as its pace asks for."""
-        limits_s = np.maximum.accumulate(self._limits_s[riders], axis=1)
-        # A rider is on the first step whose limit the forward keeps: beyond the limits of those before.
-        starts_s = np.full_like(limits_s, self._least_s)
-        np.maximum(limits_s[:, :-1], self._least_s, out=starts_s[:, 1:])
-        used = (limits_s > starts_s).ravel().nonzero()[0]
-        starts_s, ends_s = starts_s.ravel().take(used), limits_s.ravel().take(used)
-        owns_s, needed_s = self._owns_s[riders].ravel().take(used), self._needed_s[riders].ravel().take(used)
-        # Until a forward is as long as the pace it rides in a share of them, then in all, until it takes another step:
-        # on a step it is shared to the end, turns within it, or rides in all from its beginning.
-        growth = owns_s / np.maximum(needed_s, self._least_s)
-        shared, to_end = needed_s > starts_s, needed_s >= ends_s
-        # What it added on the step before, which ends here; nothing where it begins.
-        began = starts_s == self._least_s
-        level_before_s = np.append(0.0, np.where(to_end, 0.0, owns_s)[:-1])
-        growth_before = np.append(0.0, np.where(to_end, growth, 0.0)[:-1])
-        level_before_s[began] = growth_before[began] = 0.0
-        turns = (shared & ~to_end).nonzero()[0]
-        return Changes(
-            np.concatenate((starts_s, needed_s.take(turns))),
-            np.concatenate((np.where(shared, 0.0, owns_s) - level_before_s, owns_s.take(turns))),
-            np.concatenate((np.where(shared, growth, 0.0) - growth_before, -growth.take(turns))),
-        )
+        if not len(self):
+            return Changes(*np.empty((3, 0)))
+        from engine.pace_arithmetic import fill_changes
+
+        limits_s, needed_s, owns_s = self._limits_s[riders], self._needed_s[riders], self._owns_s[riders]
+        # A step has at most a beginning and a turn, and all first ones begin together.
+        found = np.empty((3, 2 * limits_s.size + 1))
+        count = fill_changes(found, limits_s, needed_s, owns_s, self._least_s)
+        return Changes(*found[:, :count])
 
     def may_fit(self, forward_s: float, most_s: float) -> list[int]:
         """For a single rider: steps on which it may be in time beside others with a mean forward of `forward_s`, whom
@@ -204,16 +184,18 @@ class Pacing:
 
     def ride(self, forward_s: float) -> Ride:
         """The riders in forwards of this length."""
-        if not len(self):
-            return Ride(forward_s, NOBODY.ladder, _NO_FLAGS, _NO_FLAGS, NOBODY.tokens)
-        places = (self._limits_s >= forward_s).argmax(axis=1)
-        tight: NDArray[np.bool_] = places == self._limits_s.shape[1] - 1
-        places = np.where(tight, self.quickest, places)
-        chosen_s = self.pace_s[self._everyone, places]
-        return Ride(forward_s, places, tight, tight & (chosen_s < LOST * forward_s), chosen_s / SAFETY)
+        count = len(self)
+        places, pace_s = np.empty(count, dtype=np.int64), np.empty(count)
+        tight, late = np.empty((2, count), dtype=np.bool_)
+        if count:
+            from engine.pace_arithmetic import fill_ride
+
+            fill_ride(
+                places, tight, late, pace_s, self._limits_s, self.pace_s, self.quickest, float(forward_s), SAFETY, LOST
+            )
+        return Ride(forward_s, places, tight, late, pace_s)
 
 
-_NO_FLAGS = np.zeros(0, dtype=np.bool_)
 NO_STEPS = StepTable([])
 NO_PACING = Pacing(NOBODY, NO_STEPS, 0.0)
 NO_CURVE = Curve(NO_PACING.changes())

@@ -8,6 +8,7 @@ them were in time.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence as Seq
 from math import inf
 from operator import attrgetter
@@ -86,14 +87,14 @@ def share_slots(
     forward = _Forward(cost, limit_s, max_tokens, reserved, prefill_chunk)
     # Who is nearly as tight as the tightest goes first, whatever that makes of the forward.
     tight_s = hold * limit_s
-    ordered = [*advancing, *reading]
-    for want in ordered:
-        if want.pace_s <= tight_s:
+    ends = [(line, bisect_right(line, tight_s, key=_pace)) for line in (advancing, reading)]
+    for line, end in ends:
+        for want in line[:end]:
             forward.add(want, insist=True)
-    for want in ordered:
-        if forward.full:
-            break
-        if want.pace_s > tight_s:
+    for line, end in ends:
+        for want in line[end:]:
+            if forward.full:
+                break
             # However long one of them takes alone, a forward has to have somebody in it.
             forward.add(want, insist=not forward.grants)
     overdue = max(patient, key=lambda want: want.waited, default=None)
@@ -107,7 +108,7 @@ def share_slots(
     return forward.grants
 
 
-_tightest_first = attrgetter("pace_s", "arrival")
+_pace, _tightest_first = attrgetter("pace_s"), attrgetter("pace_s", "arrival")
 
 
 def _turn(want: Want) -> tuple[bool, float, float]:

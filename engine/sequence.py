@@ -19,9 +19,10 @@ from engine.output import Output
 from engine.pace import MOST_RESERVE
 from engine.plan import Plan, Rung
 
-TERMS = struct.Struct("5d")
+TERMS = struct.Struct("6d")
 """Of a `Sequence`'s `terms`: prompt tokens, `max_tokens`, output tokens that its plan reckons with (nan where it says
-nothing and the answer may end by itself), and when the answer and its first text are due (inf where they are not)."""
+nothing and the answer may end by itself), when the answer and its first text are due (inf where they are not), and its
+`reserve`."""
 
 
 class Phase(Enum):
@@ -96,7 +97,9 @@ class Sequence:
         due_s, first_due_s: deadlines of the whole answer and of its first text, engine clock; None without one.
         cut: whether the text is cut at `due_s` (`on_deadline: cut`).
         reserve: of its time, while it has rungs to step down to (`engine/pace.py`); known when the loop takes it in.
-        given_up: whether its deadlines were given up so that others could be kept; it goes on as one without.
+        timed: whether it has a deadline. urgent: whether it has one that was not given up so that others could be kept;
+            it goes on as one without then.
+        pinned: whether its plan leaves nothing open.
         ladder: the plan's rungs. first_group: the quality that its plan starts with.
         terms: what was asked for, as `TERMS`: so packed, hundreds of sequences are read at once (`engine/outlook.py`).
         thinking_from: output offset at which an open thinking section began, else None.
@@ -119,7 +122,6 @@ class Sequence:
     first_due_s: float | None = None
     cut: bool = False
     reserve: float = MOST_RESERVE
-    given_up: bool = False
     cached: int = 0
     has_pending: bool = False
     canvas: Canvas | None = None
@@ -133,32 +135,36 @@ class Sequence:
     block_forwards: int = 0
     first_served_s: float | None = None
     logprobs: list[tuple[int, float]] = field(default_factory=list)
+    # Asked of everybody before every forward, so worked out once.
+    timed: bool = field(init=False)
+    urgent: bool = field(init=False)
+    pinned: bool = field(init=False)
     ladder: Ladder = field(init=False)
     first_group: int = field(init=False)
     terms: bytes = field(init=False)
 
     def __post_init__(self) -> None:
-        plan, limits = self.plan, self.limits
+        plan = self.plan
+        self.timed = self.urgent = self.due_s is not None or self.first_due_s is not None
+        self.pinned = plan.pinned
         self.ladder = ladder_of(plan.ladder)
         self.first_group = self.ladder.group_of(plan.start)
-        open_end = nan if limits.stop_ids else limits.max_tokens
-        expected = open_end if plan.expected_tokens is None else plan.expected_tokens
-        due_s, first_due_s = (inf if due_s is None else due_s for due_s in (self.due_s, self.first_due_s))
-        self.terms = TERMS.pack(self.prompt_tokens, limits.max_tokens, expected, due_s, first_due_s)
+        self.terms = self._terms()
         if not self.plan.schedule:
             # The ladder's own object: rungs are told apart by identity while the engine runs.
             self.rung = self.ladder.rungs[self.plan.start]
 
-    @property
-    def timed(self) -> bool:
-        """Whether it has a deadline."""
-        return self.due_s is not None or self.first_due_s is not None
+    def come_in(self, reserve: float) -> None:
+        """Takes note of the `reserve` that it has."""
+        self.reserve = reserve
+        self.terms = self._terms()
 
-    @property
-    def urgent(self) -> bool:
-        """Whether it has a deadline that has not been given up."""
-        # Not by `timed`: it is asked of everybody, several times before every forward.
-        return not self.given_up and (self.due_s is not None or self.first_due_s is not None)
+    def _terms(self) -> bytes:
+        limits = self.limits
+        open_end = nan if limits.stop_ids else limits.max_tokens
+        expected = open_end if self.plan.expected_tokens is None else self.plan.expected_tokens
+        due_s, first_due_s = (inf if due_s is None else due_s for due_s in (self.due_s, self.first_due_s))
+        return TERMS.pack(self.prompt_tokens, limits.max_tokens, expected, due_s, first_due_s, self.reserve)
 
     @property
     def output(self) -> list[int]:

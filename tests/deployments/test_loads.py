@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from deployments.history import OutputLengths, Quantile
 from deployments.load import LoadMeter, ReplicaLoad
 from deployments.load_board import LoadBoard
-from deployments.prediction_tables import RungTable
+from deployments.prediction import Size, predict
 from engine.cost_model import ForwardCostModel
 from engine.decoding.rung_choice import TokensPerForward
 from engine.plan import diffusion, self_speculation
@@ -43,9 +43,10 @@ def test_measured_tokens_per_forward_reach_the_prediction() -> None:
     load = LoadMeter("a", 256, [rung]).read(stats(tokens_per_forward=meter.to_dict()), 1.0, {})
     [value] = load.tokens_per_forward.values()
     assert round(value, 9) == 3, "rungs that only a client's pin named are left out"
-    table = RungTable([rung])
-    forwards = table.forwards(np.array([[60.0]]), table.rates([load.tokens_per_forward]))
-    assert forwards == pytest.approx(20)
+    calibrated = predict(
+        replace(rung, expected_tokens_per_forward=3), Size(10, 60), replace(load, tokens_per_forward={})
+    )
+    assert predict(rung, Size(10, 60), load) == pytest.approx(calibrated)
 
 
 def test_the_board_keeps_the_newest_report_and_adds_what_was_sent_since() -> None:

@@ -89,8 +89,8 @@ def test_who_comes_later_and_goes_first_takes_its_share_of_the_time() -> None:
     busy = predict(diffusion(32, 4), Size(50, 128), replace(load, timed_share=0.75)).p50_s
     assert busy == pytest.approx((alone + 0.75 * others_s) / 0.25), "a quarter of what it finds has a deadline"
     # What has a deadline is reckoned with those that are there: who comes later has to leave it its time.
-    table = LoadTable([replace(load, timed_share=0.75)], [load])
-    bounded = predict_all(RungTable((diffusion(32, 4),)), table, 50, [0, 0], [128], [128]).p50_s[0]
+    table = LoadTable([replace(load, timed_share=0.75)], timed=True)
+    bounded = predict_all(RungTable((diffusion(32, 4),)), table, 50, [0], [128], [128]).p50_s[0]
     assert bounded[0] == pytest.approx(met)
     unbounded = predict(diffusion(32, 4), Size(50, 128), replace(load, timed_share=1.0)).p50_s
     assert unbounded < 20 * busy, "a queue that grows without end is no prediction"
@@ -98,18 +98,12 @@ def test_who_comes_later_and_goes_first_takes_its_share_of_the_time() -> None:
 
 @given(st.lists(loads, min_size=1, max_size=4), st.integers(1, 400))
 @settings(deadline=None)
-def test_all_at_once_are_as_one_by_one_with_or_without_the_first_text(met: list[ReplicaLoad], output: int) -> None:
-    rungs, lengths = RungTable(LADDER), [output] * len(LADDER)
-    both, total = (
-        predict_all(rungs, LoadTable(met), 50, [0] * len(met), lengths, lengths, first_text=first_text)
-        for first_text in (True, False)
-    )
+def test_all_at_once_are_as_one_by_one(met: list[ReplicaLoad], output: int) -> None:
+    lengths = [output] * len(LADDER)
+    together = predict_all(RungTable(LADDER), LoadTable(met), 50, [0] * len(met), lengths, lengths)
     for row, rung in enumerate(LADDER):
         for place, load in enumerate(met):
-            alone = predict(rung, Size(50, output), load)
-            assert both.at(row, place) == pytest.approx(alone)
-            unasked = alone._replace(first_text_p95_s=math.nan, first_text_kept_s=math.nan)
-            assert total.at(row, place) == pytest.approx(unasked, nan_ok=True)
+            assert together.at(row, place) == predict(rung, Size(50, output), load)
 
 
 def test_known_forwards() -> None:

@@ -22,12 +22,12 @@ ORIGINAL = 48
 """Positions from here on have a query scale above 1."""
 
 
-def executor(dtype: torch.dtype, record: Record | None = None) -> Executor:
-    raw = raw_config(original_max=ORIGINAL, num_hidden_layers=LAYERS)
+def executor(dtype: torch.dtype, record: Record | None = None, layers: int = LAYERS) -> Executor:
+    raw = raw_config(original_max=ORIGINAL, num_hidden_layers=layers)
     tensors = {name: tensor.to(dtype) for name, tensor in random_tensors(raw, seed=5).items()}
     draw = torch.Generator().manual_seed(8)
     low_rank = [
-        (0.1 * torch.randn(4, 128, generator=draw), 0.1 * torch.randn(96, 4, generator=draw)) for _ in range(LAYERS)
+        (0.1 * torch.randn(4, 128, generator=draw), 0.1 * torch.randn(96, 4, generator=draw)) for _ in range(layers)
     ]
     model = Transformer(ModelConfig.from_dict(raw), tensors, DraftAdapter(tuple(low_rank), 4.0))
     return Executor(model, 40, PAGE, splits=SplitRule(keys=64), record=record)

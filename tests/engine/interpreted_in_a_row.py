@@ -3,6 +3,7 @@ Run by `test_in_a_row.py` in a process of its own."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from engine.decoding.choice import Choice
 from engine.engine import Engine
 from engine.executor import Executor
 from kernels.switch import VARIABLE
-from tests.engine.serving import PROMPTS, Answer, answer, load
+from tests.engine.serving import PROMPTS, Answer, answer, first_layer_of_golden, load
 
 BLOCK = {"decoding": "diffusion", "block_length": 4, "max_tokens": 5, "temperature": 0, "ignore_eos": True}
 """A whole block and the token after it: nothing ends inside the block."""
@@ -33,10 +34,15 @@ SPECULATIONS: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return first_layer_of_golden(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Path) -> Engine:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, "triton")
-        return load(kv_tokens=2048, prefix_reuse=False)
+        return load(checkpoint, kv_tokens=2048, prefix_reuse=False)
 
 
 def answers(
@@ -91,9 +97,9 @@ def test_what_the_host_has_to_see_is_looked_at_after_every_step(
     assert count == one.report.forwards
 
 
-def test_nobody_waits_for_steps_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_for_steps_in_a_row(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "triton")
-    engine = load(kv_tokens=2048, max_sequences=1)
+    engine = load(checkpoint, kv_tokens=2048, max_sequences=1)
     got, count = answers(engine, [FIXED[0], FIXED[0]], monkeypatch)
     assert count == sum(one.report.forwards for one in got) - 2, "only the last one, whom nobody waits behind"
 
@@ -196,12 +202,14 @@ def test_tokens_in_a_row_cross_pages(engine: Engine, monkeypatch: pytest.MonkeyP
     assert engine.core.pool.in_use() == 0
 
 
-def test_where_pages_are_few_nobody_takes_them_ahead(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_pages_are_few_nobody_takes_them_ahead(
+    checkpoint: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two answers that need two pages each, and three pages: one of them has to wait."""
     size = engine.core.pool.page_size
     requests = [AR | {"max_tokens": size}] * 2
     monkeypatch.setenv(VARIABLE, "triton")
-    small = load(kv_tokens=3 * size, prefix_reuse=False)
+    small = load(checkpoint, kv_tokens=3 * size, prefix_reuse=False)
     assert all(size < len(prompt) + size <= 2 * size for prompt in PROMPTS[:2])
     want, _ = seen(engine, requests, monkeypatch)
     got, _ = seen(small, requests, monkeypatch)

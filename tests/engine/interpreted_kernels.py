@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +13,15 @@ from engine.decoding import head
 from engine.model.fixed_linear import FixedLinear
 from engine.sampling import pick
 from kernels.switch import VARIABLE
-from tests.engine.serving import MODES, PROMPTS, Answer, answer, load
+from tests.engine.serving import MODES, PROMPTS, Answer, answer, first_layer_of_golden, load
 
-SHORT = {"max_tokens": 6}
+SHORT = {"max_tokens": 6, "ignore_eos": True}
 REQUESTS: list[dict[str, Any]] = []
 for _place, _fields in enumerate(MODES.values()):
     _small = {"block_length": min(_fields["block_length"], 3)} if "block_length" in _fields else {}
     _sampled = {"temperature": 0.9, "seed": 40 + _place} if _place % 2 else {"temperature": 0}
-    REQUESTS.append(SHORT | _fields | _small | _sampled)
+    # Some may end; with one layer they do at once.
+    REQUESTS.append(SHORT | _fields | _small | _sampled | {"ignore_eos": _place % 4 > 0})
 REQUESTS += [
     SHORT | {"decoding": "ar", "temperature": 1.2, "seed": 7, "top_p": 0.7},
     SHORT | {"decoding": "self_speculation", "block_length": 4, "temperature": 0.8, "seed": 8, "top_k": 3},
@@ -28,14 +30,19 @@ REQUESTS += [
 ]
 
 
-def answers(kernels: str, monkeypatch: pytest.MonkeyPatch) -> list[Answer]:
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return first_layer_of_golden(tmp_path_factory.mktemp("checkpoint"))
+
+
+def answers(checkpoint: Path, kernels: str, monkeypatch: pytest.MonkeyPatch) -> list[Answer]:
     monkeypatch.setenv(VARIABLE, kernels)
-    engine = load(kv_tokens=2048)
+    engine = load(checkpoint, kv_tokens=2048)
     assert engine.core.executor.keeps_logits == (kernels == "torch")
     return answer(engine, [(PROMPTS[place], fields) for place, fields in enumerate(REQUESTS)])
 
 
-def test_answers_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_those_of_the_cpu(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "LOGIT_ROWS", 3)
     filtered_rows: list[int] = []
 
@@ -44,7 +51,7 @@ def test_answers_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return pick(logits, *arguments)
 
     monkeypatch.setattr(head, "pick", counted)
-    want, got = answers("torch", monkeypatch), answers("triton", monkeypatch)
+    want, got = (answers(checkpoint, kernels, monkeypatch) for kernels in ("torch", "triton"))
     assert max(filtered_rows) == 3, "top-k and top-p rows come a few at a time"
     for fields, one, other in zip(REQUESTS, want, got, strict=True):
         assert one.token_ids == other.token_ids, fields
@@ -57,13 +64,15 @@ def test_answers_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(len(one.token_ids) == 6 for one in want)
 
 
-def test_two_ranks_with_a_part_of_the_vocabulary_each_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_ranks_with_a_part_of_the_vocabulary_each_give_the_same_answers(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     some = [REQUESTS[place] for place in (1, 4, 8, -4, -3, -2, -1)]
     asked = [(PROMPTS[place], fields) for place, fields in enumerate(some)]
     monkeypatch.setenv(VARIABLE, "torch")
-    want = answer(load(kv_tokens=2048), asked)
+    want = answer(load(checkpoint, kv_tokens=2048), asked)
     monkeypatch.setenv(VARIABLE, "triton")
-    engine = load(kv_tokens=2048, tp=2)
+    engine = load(checkpoint, kv_tokens=2048, tp=2)
     try:
         assert not engine.core.executor.keeps_logits
         got = answer(engine, asked)
@@ -73,11 +82,13 @@ def test_two_ranks_with_a_part_of_the_vocabulary_each_give_the_same_answers(monk
         assert one.token_ids == other.token_ids, fields
 
 
-def test_fixed_tiles_give_the_same_answers_and_the_same_bits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fixed_tiles_give_the_same_answers_and_the_same_bits_alone(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     some = [REQUESTS[1], REQUESTS[4]]
-    want = answer(load(kv_tokens=2048), list(zip(PROMPTS, some, strict=False)))
+    want = answer(load(checkpoint, kv_tokens=2048), list(zip(PROMPTS, some, strict=False)))
     monkeypatch.setenv(VARIABLE, "triton")
-    engine = load(kv_tokens=2048, batch_invariant=True, prefix_reuse=False)
+    engine = load(checkpoint, kv_tokens=2048, batch_invariant=True, prefix_reuse=False)
     assert isinstance(engine.core.executor.model.layers[0].qkv, FixedLinear)
     together = answer(engine, list(zip(PROMPTS, some, strict=False)))
     for place, (one, other) in enumerate(zip(want, together, strict=True)):

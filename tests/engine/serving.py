@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file, save_file
 
 from engine.config import EngineConfig
 from engine.engine import Engine
@@ -41,6 +45,22 @@ class Answer:
     deltas: list[Delta] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     report: Report = field(default_factory=Report)
+
+
+def first_layer_of_golden(directory: Path) -> Path:
+    """The golden checkpoint without its layers but the first, in `directory`: for what is slow and needs no depth."""
+    raw = json.loads((GOLDEN / "config.json").read_text())
+    for name in ("model.safetensors", "linear_spec_lora/adapter_model.safetensors"):
+        kept = {
+            key: tensor
+            for key, tensor in load_file(GOLDEN / name).items()
+            if ".layers." not in key or ".layers.0." in key
+        }
+        (directory / name).parent.mkdir(exist_ok=True)
+        save_file(kept, directory / name)
+    shutil.copy(GOLDEN / "linear_spec_lora" / "adapter_config.json", directory / "linear_spec_lora")
+    (directory / "config.json").write_text(json.dumps(raw | {"num_hidden_layers": 1}))
+    return directory
 
 
 def load(path: Path = GOLDEN, **settings: Any) -> Engine:
