@@ -133,12 +133,16 @@ class _Survey:
     """The sequences, counted.
 
     Attributes:
-        timed, fixed_s, crowd: as in `View`. ladders: that occur.
+        timed, fixed_s, crowd: as in `View`. lengths, rows: of `timed`, in tokens, and as places among `kinds`.
+        kinds: the ladders and first qualities of `timed` that occur. ladders: of all that do.
         free: of those whose plans leave the rung open, per ladder: how many, and what their contexts add to a forward.
         pinned: what the others add to it.
     """
 
     timed: list[Sequence]
+    lengths: list[int]
+    rows: list[int]
+    kinds: Iterable[tuple[Ladder, int]]
     fixed_s: float
     crowd: Crowd
     ladders: set[Ladder]
@@ -196,8 +200,7 @@ class Outlook:
         # Without anybody, as on every border of those without a deadline, nothing of it is worked out.
         riders, table, pacing, curve, forward_s = NOBODY, NO_STEPS, NO_PACING, NO_CURVE, survey.fixed_s
         if survey.timed:
-            table, rows = _table(survey.timed, prices)
-            riders = self._riders(survey.timed, rows, now)
+            table, riders = _table(survey, prices), self._riders(survey, now)
             pacing = Pacing(riders, table, survey.fixed_s)
             curve = Curve(pacing.changes())
             forward_s = curve.rest_s(survey.fixed_s)
@@ -235,8 +238,8 @@ class Outlook:
         """The riders of `view`, and those that have come `since` and may ride from `now` on."""
         parts, curve, forward_s = [view.pacing], view.curve, view.ride.forward_s
         if since:
-            table, rows = _table(since, view.prices)
-            pacing = Pacing(self._riders(since, rows, now), table, view.fixed_s)
+            came = self._survey(since)
+            pacing = Pacing(self._riders(came, now), _table(came, view.prices), view.fixed_s)
             parts.append(pacing)
             curve = curve.with_changes(pacing.changes())
             forward_s = curve.rest_s(view.fixed_s)
@@ -290,11 +293,12 @@ class Outlook:
             context=context,
         )
 
-    def _riders(self, timed: Seq[Sequence], rows: Seq[int], now: float) -> Riders:
+    def _riders(self, survey: _Survey, now: float) -> Riders:
         # Attribute by attribute: it is done before every forward, and a row for each sequence takes a third longer.
+        timed = survey.timed
         terms = np.frombuffer(b"".join([one.terms for one in timed])).reshape(len(timed), TERMS.size // 8)
         prompt, most, expected, due_s, first_due_s, reserve = terms.T.copy()
-        length = np.array([len(one.tokens) for one in timed], dtype=np.float64)
+        length = np.array(survey.lengths, dtype=np.float64)
         read = np.array([one.cached + one.has_pending for one in timed], dtype=np.float64)
         # What the plan reckons with; without that as much as recent answers had.
         expected = np.where(np.isnan(expected), self._mean_output, expected)
@@ -303,7 +307,7 @@ class Outlook:
             first_left_s[[one.report.ttft_ms is not None for one in timed]] = inf
         unread = length - read
         return Riders(
-            ladder=np.array(rows, dtype=np.int64),
+            ladder=np.array(survey.rows, dtype=np.int64),
             first=np.zeros(len(timed), dtype=np.int64),
             tokens=tokens_ahead(length - prompt, expected, most),
             left_s=due_s - now,
@@ -320,6 +324,9 @@ class Outlook:
         cost = self.cost
         own_s, per_token_s, per_context_s = cost.own_s(0, 0), cost.per_token_s, cost.per_context_s
         timed: list[Sequence] = []
+        lengths: list[int] = []
+        rows: list[int] = []
+        kinds: dict[tuple[Ladder, int], int] = {}
         ladders: set[Ladder] = set()
         free: dict[Ladder, tuple[int, int]] = {}
         keys = untimed = 0
@@ -333,21 +340,26 @@ class Outlook:
                 pinned_tokens += self.meter.expected(sequence.rung)
                 pinned_s += cost.own_s(sequence.rung.block_length, length)
             else:
-                count, lengths = free.get(ladder, (0, 0))
-                free[ladder] = (count + 1, lengths + length)
+                count, tokens = free.get(ladder, (0, 0))
+                free[ladder] = (count + 1, tokens + length)
             if sequence.urgent:
                 timed.append(sequence)
+                lengths.append(length)
+                rows.append(kinds.setdefault((ladder, sequence.first_group), len(kinds)))
             else:
                 untimed += 1
                 untimed_s += own_s + per_token_s * sequence.rung.block_length + per_context_s * length
         count = max(len(sequences), 1)
         return _Survey(
             timed=timed,
+            lengths=lengths,
+            rows=rows,
+            kinds=kinds,
             # Of those without a deadline `share_slots` takes one that is overdue.
             fixed_s=cost.base_s + untimed_s / max(untimed, PATIENCE),
             crowd=Crowd(count, per_context_s * keys / count),
             ladders=ladders,
-            free={ladder: (count, per_context_s * lengths) for ladder, (count, lengths) in free.items()},
+            free={ladder: (count, per_context_s * tokens) for ladder, (count, tokens) in free.items()},
             pinned=Load(pinned_s, pinned_tokens),
         )
 
@@ -360,8 +372,6 @@ class Outlook:
         return preferred(worth, ladder.groups[0], price, self._in_use.get(ladder))
 
 
-def _table(timed: Seq[Sequence], prices: Prices) -> tuple[StepTable, list[int]]:
-    """The steps of every ladder and quality that occurs, and the row of each sequence."""
-    rows: dict[tuple[Ladder, int], int] = {}
-    found = [rows.setdefault((sequence.ladder, sequence.first_group), len(rows)) for sequence in timed]
-    return StepTable([prices.steps(ladder, group) for ladder, group in rows]), found
+def _table(survey: _Survey, prices: Prices) -> StepTable:
+    """The steps of every ladder and first quality that occurs, a row each."""
+    return StepTable([prices.steps(ladder, group) for ladder, group in survey.kinds])
