@@ -104,9 +104,10 @@ def make_plan(ask: Ask, loads: Sequence[ReplicaLoad]) -> Planned | Refusal:
         return nothing_serves()
     goal, extra_ms = ask.goal, ask.extra_ms
     predictions, expected = predictions_at(ask, loads)
-    in_time = goal.excess_ms(predictions, extra_ms) <= 0
+    in_time = np.less_equal(goal.excess_ms(predictions, extra_ms), 0.0)
+    somewhere: list[bool] = np.any(in_time, axis=1).tolist()
     for group in ask.menu.groups:
-        if in_time[group.start : group.stop].any():
+        if any(somewhere[group.start : group.stop]):
             price_s = np.where(in_time, predictions.accelerator_s, np.inf)
             return _planned(ask, loads, predictions, expected, group, price_s)
     if goal.on_infeasible == "reject":

@@ -48,6 +48,10 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
     assert not loaded_by("engine.cli") & {"torch", "transformers", "ray", "triton", "numpy"}
 
 
+def test_who_deploys_needs_neither_torch_nor_numba() -> None:
+    assert not loaded_by("deployments.app") & {"torch", "transformers", "numba"}
+
+
 def test_plans_and_request_fields_need_no_torch() -> None:
     assert not loaded_by("engine.request") & {"torch", "transformers", "ray"}
 
