@@ -58,8 +58,8 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(
     def half(value: float, parts: float) -> float:
         return value / parts
 
-    monkeypatch.setattr(numba, "njit", nowhere)
-    with caplog.at_level(logging.WARNING):
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(numba, "njit", nowhere)
         found = compiled(half)
     assert found(1.0, 4.0) == 0.25
     assert found(1.0, 0.0) == float("inf")
