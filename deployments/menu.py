@@ -17,7 +17,7 @@ from deployments.prediction_tables import RungTable
 from deployments.quality import BUDGETS
 from engine.errors import InvalidRequest
 from engine.plan import AR, Rung, diffusion, of_equal_quality
-from engine.request import allowed_rungs, equivalent_to_ar, pinned_rung, scheduled_plan
+from engine.request import allowed_rungs, equivalent_to_ar, pinned_rung, scheduled_plan, unmeasured_length
 
 if TYPE_CHECKING:
     from deployments.goal import Goal
@@ -38,10 +38,12 @@ class Menu:
     Attributes:
         groups: indices of rungs of equal quality, best first.
         pinned: whether the request itself left a single choice.
+        remark: what whoever asked should know of the choice, for the plan's reason; empty where there is nothing.
     """
 
     rungs: tuple[Rung, ...]
     pinned: bool = False
+    remark: str = ""
     table: RungTable = field(init=False, compare=False)
     groups: tuple[range, ...] = field(init=False)
 
@@ -137,7 +139,7 @@ class Menus:
         good = tuple(rung for rung in rungs if floor is None or rung.exact or (rung.expected_quality or 0.0) >= floor)
         if not good:
             raise self._nothing(rungs, floor, tier)
-        return Menu(thinned(frontier(good), 2 * MOST_RUNGS))
+        return Menu(thinned(frontier(good), 2 * MOST_RUNGS), remark=unmeasured_length(options, good))
 
     def _unmeasured(self, options: GenerationOptions) -> tuple[Rung, ...]:
         """Budgets of a block length, step range or audit that the calibration does not have, most steps first."""

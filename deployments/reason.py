@@ -27,11 +27,18 @@ def name_of(rung: Rung) -> str:
 def plan_reason(
     ask: Ask, lead: int, predictions: Predictions, ladder: Sequence[Rung], predicted_ms: float, in_time: bool
 ) -> str:
-    """The rung, its predicted p95 and quality, and which bound kept better ones out.
+    """The rung, its predicted p95 and quality, which bound kept better ones out, and the menu's remark.
 
     Args:
         lead: the rung, by its place in the menu.
     """
+    why, remark = _why(ask, lead, predictions, ladder, predicted_ms, in_time), ask.menu.remark
+    return f"{why}; {remark}" if remark else why
+
+
+def _why(
+    ask: Ask, lead: int, predictions: Predictions, ladder: Sequence[Rung], predicted_ms: float, in_time: bool
+) -> str:
     goal, menu = ask.goal, ask.menu
     what, known = name_of(menu.rungs[lead]), ask.qualities[lead]
     quality = "" if known is None else f" (expected quality {known:.2f})"

@@ -240,6 +240,17 @@ def allowed_rungs(options: GenerationOptions, ladder: Sequence[Rung]) -> tuple[R
     return tuple(rung for rung in ladder if fits(rung))
 
 
+def unmeasured_length(options: GenerationOptions, rungs: Sequence[Rung]) -> str:
+    """That none of `rungs`, which were left of a ladder, has the block length asked for; empty where one has.
+
+    AR stays where `decoding` is `auto`: a block length is one of diffusion and drafts (`requests.md` section 1).
+    """
+    length = options.block_length
+    if length in (None, 1) or any(rung.block_length == length for rung in rungs):
+        return ""
+    return f"no measured rung that is allowed has block_length {length}: name a decoding to use it"
+
+
 def scheduled_plan(options: GenerationOptions, block_size: int) -> Plan | None:
     """The plan pinned by the `plan` field, as an earlier answer returned it. Raises InvalidRequest."""
     if options.plan is None:
@@ -291,9 +302,11 @@ def resolve_plan(options: GenerationOptions, block_size: int, ladder: Sequence[R
     if not rungs and options.decoding == "diffusion":
         length, audit = options.block_length or block_size, "off" if options.audit is None else options.audit
         rungs = (diffusion(length, options.max_refinement_steps, DEFAULT_THRESHOLD, audit),)
-    if not rungs:
-        rungs = (AR_RUNG,)
-    return Plan(ladder=rungs, reason=f"{len(rungs)} rungs of the checkpoint's ladder that keep AR's quality")
+    rungs = rungs or (AR_RUNG,)
+    count = "1 rung" if len(rungs) == 1 else f"{len(rungs)} rungs"
+    remark = unmeasured_length(options, rungs)
+    reason = f"{count} of the checkpoint's ladder that keep AR's quality"
+    return Plan(ladder=rungs, reason=f"{reason}; {remark}" if remark else reason)
 
 
 def equivalent_to_ar(ladder: Sequence[Rung]) -> tuple[Rung, ...]:

@@ -29,6 +29,7 @@ from tests.deployments.plans_by_hand import (
     BLOCK,
     COST,
     DEFAULT,
+    LADDER,
     MENUS,
     ask,
     clusters,
@@ -167,6 +168,19 @@ def test_the_ladder_goes_from_the_best_in_time_to_the_fastest_allowed() -> None:
     floored = plan(330, load, decoding="diffusion", min_expected_quality=0.5)
     assert isinstance(floored, Planned)
     assert [rung.refinement_steps for rung in floored.plan.ladder] == [4]
+
+
+@pytest.mark.parametrize(("slo_ms", "length"), [(None, 7), (5000, 7)])
+def test_a_block_length_that_no_measured_rung_has_is_said(slo_ms: float | None, length: int) -> None:
+    remark = f"no measured rung that is allowed has block_length {length}: name a decoding to use it"
+    unmeasured = plan(slo_ms, ReplicaLoad("a"), block_length=length)
+    assert isinstance(unmeasured, Planned)
+    assert unmeasured.plan.ladder == (LADDER[0],)
+    assert unmeasured.plan.reason.endswith(f"; {remark}")
+    for asked in ({"block_length": 8}, {"block_length": 1}, {}):
+        known = plan(slo_ms, ReplicaLoad("a"), **asked)
+        assert isinstance(known, Planned)
+        assert "block_length" not in known.plan.reason
 
 
 def test_a_reason_says_what_kept_the_better_rung_out() -> None:

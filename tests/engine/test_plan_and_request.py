@@ -239,6 +239,13 @@ def test_without_an_slo_only_rungs_equal_to_ar_are_used() -> None:
     assert resolve_plan(parsed(), BLOCK, ()).ladder == (AR,)
 
 
+def test_a_block_length_that_no_rung_has_leaves_ar_and_says_so() -> None:
+    plan = resolve_plan(parsed(block_length=7), BLOCK, LADDER)
+    assert plan.ladder == (CALIBRATED_AR,)
+    assert plan.reason.startswith("1 rung of the checkpoint's ladder")
+    assert "no measured rung that is allowed has block_length 7" in plan.reason
+
+
 def test_the_request_narrows_its_ladder() -> None:
     assert allowed_rungs(parsed(decoding="diffusion"), LADDER) == LADDER[2:]
     assert allowed_rungs(parsed(max_refinement_steps=8), LADDER) == (*LADDER[:2], *LADDER[3:])
