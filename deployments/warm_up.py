@@ -6,8 +6,6 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from engine.admission import Newcomer
-from engine.pace import NO_CURVE
 from engine.plan import AR, Plan, Rung, diffusion
 from engine.request import GenerationOptions
 
@@ -31,9 +29,8 @@ def warm_up(engine: Engine) -> None:
     Then a few forwards full of each length of canvas that the ladder has: where the fit finds rungs equal, what they
     deviate from it decides (`engine/deviation.py`), and traffic itself would only ever show the rung in use.
     """
-    engine.rung_for(Newcomer(Plan(ladder=(AR,)), prompt_tokens=1, output_tokens=1, left_s=3600.0))
-    NO_CURVE.room_s(1.0, 1.0, 2.0)
     rng = random.Random(0)
+    _compile(engine)
     block = engine.model_config.block_size
     for batch in BATCHES:
         rungs = [AR if index % 2 == 0 else diffusion(block, min(2, block)) for index in range(batch)]
@@ -46,6 +43,14 @@ def warm_up(engine: Engine) -> None:
             # Of different lengths, as real ones are: equal ones share more than those.
             prompts = [rng.randint(*KIND_PROMPT_TOKENS) for _ in range(count)]
             _run(engine, rng, [rung] * count, prompts, max(length, FORWARDS))
+
+
+def _compile(engine: Engine) -> None:
+    """Looks ahead for a request with a deadline that nobody sends: what that needs is compiled at its first use."""
+    options = GenerationOptions(max_tokens=1, latency_slo_ms=1000.0)
+    sequence = engine.intake.sequence("warm-up", [1], options, Plan(ladder=(AR,)), 0.0)
+    view = engine.core.outlook.view([sequence], 0.0)
+    view.curve.room_s(view.fixed_s, view.ride.forward_s, 2 * view.ride.forward_s)
 
 
 def _run(engine: Engine, rng: random.Random, rungs: Sequence[Rung], lengths: Sequence[int], output: int) -> None:

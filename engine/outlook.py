@@ -24,7 +24,6 @@ from engine.decoding.rung_choice import (
     preferred,
     steps_down,
     throughput,
-    tokens_ahead,
     worth_of,
 )
 from engine.pace import NO_CURVE, NO_PACING, NO_STEPS, NOBODY, Pacing, Ride, Riders, Step, StepTable, longest_s
@@ -294,30 +293,22 @@ class Outlook:
         )
 
     def _riders(self, survey: _Survey, now: float) -> Riders:
+        from engine.pace_arithmetic import fill_riders
+
         # Attribute by attribute: it is done before every forward, and a row for each sequence takes a third longer.
-        timed = survey.timed
-        terms = np.frombuffer(b"".join([one.terms for one in timed])).reshape(len(timed), TERMS.size // 8)
-        prompt, most, expected, due_s, first_due_s, reserve = terms.T.copy()
-        length = np.array(survey.lengths, dtype=np.float64)
+        timed, count = survey.timed, len(survey.timed)
+        terms = np.frombuffer(b"".join([one.terms for one in timed])).reshape(count, TERMS.size // 8)
         read = np.array([one.cached + one.has_pending for one in timed], dtype=np.float64)
-        # What the plan reckons with; without that as much as recent answers had.
-        expected = np.where(np.isnan(expected), self._mean_output, expected)
-        first_left_s = first_due_s - now
-        if first_left_s.min(initial=inf) < inf:
-            first_left_s[[one.report.ttft_ms is not None for one in timed]] = inf
-        unread = length - read
-        return Riders(
-            ladder=np.array(survey.rows, dtype=np.int64),
-            first=np.zeros(len(timed), dtype=np.int64),
-            tokens=tokens_ahead(length - prompt, expected, most),
-            left_s=due_s - now,
-            first_left_s=first_left_s,
-            context_s=self.cost.per_context_s * length,
-            prompt_forwards=np.ceil(unread / self.prefill_chunk),
-            prompt_s=self.cost.per_token_s * unread,
-            share=np.ones(len(timed)),
-            reserve=reserve,
-        )
+        waits = terms[:, 4].min() < inf
+        shown = np.array([one.report.ttft_ms is not None for one in timed] if waits else [], dtype=np.bool_)
+        numbers = np.empty((8, count))
+        cost, length = self.cost, np.array(survey.lengths, dtype=np.float64)
+        fill_riders(
+            numbers, terms, length, read, shown, float(self._mean_output), float(now),
+            cost.per_token_s, cost.per_context_s, float(self.prefill_chunk),
+        )  # fmt: skip
+        rows = np.array(survey.rows, dtype=np.int64)
+        return Riders(rows, np.zeros(count, dtype=np.int64), *numbers)
 
     def _survey(self, sequences: Seq[Sequence]) -> _Survey:
         """Counts the sequences, in one pass: it runs before every forward."""

@@ -11,6 +11,58 @@ from numpy.typing import NDArray
 from engine.compiled import compiled
 from engine.curve import Floats
 
+OVERRUN_TOKENS = 32.0
+"""What a sequence is taken to have ahead of it once it is longer than was expected: what has not ended is no nearer to
+its end."""
+
+
+@compiled
+def tokens_ahead(made: float, expected: float, most: float) -> float:
+    """Output tokens that a sequence is expected to make yet.
+
+    Args:
+        made: that there are. expected: in all. most: `max_tokens`.
+    """
+    ahead = expected - made
+    return max(1.0, min(ahead if ahead > 0 else OVERRUN_TOKENS, most - made))
+
+
+@compiled
+def fill_riders(
+    found: Floats,
+    terms: Floats,
+    length: Floats,
+    read: Floats,
+    shown: NDArray[np.bool_],
+    mean_output: float,
+    now: float,
+    per_token_s: float,
+    per_context_s: float,
+    prefill_chunk: float,
+) -> None:
+    """Fills `found` with the numbers of `Riders` from `tokens` on, a row for each of their fields.
+
+    Args:
+        terms: `Sequence.terms` `[riders, terms]`. length, read: tokens in all, and those that need no reading.
+        shown: whose first text came, so that it has no deadline any more; empty where nobody's had one.
+        mean_output: length to reckon with where the terms have none.
+    """
+    for rider in range(len(length)):
+        expected, first_due_s = terms[rider, 2], terms[rider, 4]
+        unread = length[rider] - read[rider]
+        if np.isnan(expected):
+            expected = mean_output
+        if len(shown) and shown[rider]:
+            first_due_s = inf
+        found[0, rider] = tokens_ahead(length[rider] - terms[rider, 0], expected, terms[rider, 1])
+        found[1, rider] = terms[rider, 3] - now
+        found[2, rider] = first_due_s - now
+        found[3, rider] = per_context_s * length[rider]
+        found[4, rider] = np.ceil(unread / prefill_chunk)
+        found[5, rider] = per_token_s * unread
+        found[6, rider] = 1.0
+        found[7, rider] = terms[rider, 5]
+
 
 @compiled
 def fill_pacing(

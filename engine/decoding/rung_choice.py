@@ -17,9 +17,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from engine.curve import Floats
 from engine.pace import Step
 from engine.plan import of_equal_quality
 
@@ -33,9 +30,8 @@ AS_GOOD = 0.04
 """Loss of throughput below which a rung that needs fewer forwards is preferred: its answers are done sooner."""
 WORTH_A_CHANGE = 0.06
 """Gain in throughput below which the rung stays what it was: estimates waver, and canvases of one length share more."""
-OVERRUN_TOKENS = 32
-"""What a sequence is taken to have ahead of it once it is longer than was expected: what has not ended is no nearer to
-its end."""
+MOST_LADDERS = 4096
+"""That are kept, so that equal ones are one object."""
 
 
 class TokensPerForward:
@@ -43,26 +39,50 @@ class TokensPerForward:
 
     def __init__(self, weight: int = 200) -> None:
         self.weight = weight
-        self._forwards: dict[Policy, float] = {}
-        self._tokens: dict[Policy, float] = {}
+        self._seen: dict[Policy, _Seen] = {}
+        self._of_ladders: dict[Ladder, tuple[_Seen, ...]] = {}
 
     def observe(self, rung: Rung, tokens: int, forwards: int) -> None:
         """Counts what one block of `rung` gave; old blocks fade after about `weight` forwards."""
-        key = rung.policy()
+        seen = self._of(rung)
         fade = 1 - forwards / (self.weight * 4)
-        self._forwards[key] = self._forwards.get(key, 0.0) * fade + forwards
-        self._tokens[key] = self._tokens.get(key, 0.0) * fade + tokens
+        seen.forwards = seen.forwards * fade + forwards
+        seen.tokens = seen.tokens * fade + tokens
 
     def expected(self, rung: Rung) -> float:
         """Tokens per forward of `rung`; the calibrated value weighs as much as `weight` forwards."""
-        key = rung.policy()
-        prior = rung.expected_tokens_per_forward or rung.least_tokens_per_forward
-        forwards = self._forwards.get(key, 0.0)
-        return (prior * self.weight + self._tokens.get(key, 0.0)) / (self.weight + forwards)
+        return self._mean(_prior(rung), self._of(rung))
+
+    def expected_of(self, ladder: Ladder) -> list[float]:
+        """The same for all rungs of a ladder: asked before every forward, so they are looked up once."""
+        seen = self._of_ladders.get(ladder)
+        if seen is None:
+            if len(self._of_ladders) >= MOST_LADDERS:
+                self._of_ladders.clear()
+            seen = self._of_ladders[ladder] = tuple(self._of(rung) for rung in ladder.rungs)
+        return [self._mean(prior, each) for prior, each in zip(ladder.priors, seen, strict=True)]
 
     def to_dict(self) -> dict[str, float]:
         """Measured values by a readable name of the policy; other threads may ask while the loop observes."""
-        return {str(key): tokens / self._forwards[key] for key, tokens in list(self._tokens.items())}
+        return {str(key): seen.tokens / seen.forwards for key, seen in list(self._seen.items()) if seen.forwards}
+
+    def _mean(self, prior: float, seen: _Seen) -> float:
+        return (prior * self.weight + seen.tokens) / (self.weight + seen.forwards)
+
+    def _of(self, rung: Rung) -> _Seen:
+        return self._seen.setdefault(rung.policy(), _Seen())
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the blocks of a rung gave and took."""
+
+    tokens: float = 0.0
+    forwards: float = 0.0
+
+
+def _prior(rung: Rung) -> float:
+    return rung.expected_tokens_per_forward or rung.least_tokens_per_forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +118,31 @@ class Ladder:
 
     Attributes:
         groups: places of rungs of equal expected quality, best first (`engine.plan.of_equal_quality`).
+        lengths, most_forwards, priors: of the rungs' blocks, most forwards of one, and tokens per forward where nothing
+            was measured.
     """
 
     rungs: tuple[Rung, ...]
     groups: tuple[tuple[int, ...], ...]
+    lengths: tuple[int, ...]
+    most_forwards: tuple[int, ...]
+    priors: tuple[float, ...]
 
     def group_of(self, index: int) -> int:
         """The place among `groups` of the rung `index`."""
         return next(place for place, group in enumerate(self.groups) if index in group)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=MOST_LADDERS)
 def ladder_of(rungs: tuple[Rung, ...]) -> Ladder:
     """The ladder of these rungs."""
-    return Ladder(rungs, of_equal_quality(rungs))
+    return Ladder(
+        rungs,
+        of_equal_quality(rungs),
+        tuple(rung.block_length for rung in rungs),
+        tuple(rung.most_forwards_per_block for rung in rungs),
+        tuple(_prior(rung) for rung in rungs),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,28 +176,30 @@ def worth_of(
         deviations: of kinds of forwards from `cost`; what a kind takes longer is charged to those who make it so.
         crowd: with whom the forward is shared.
     """
-    tokens = tuple(max(meter.expected(rung), 1e-3) for rung in ladder.rungs)
-    lengths = [rung.block_length for rung in ladder.rungs]
+    tokens = tuple(max(each, 1e-3) for each in meter.expected_of(ladder))
     # The last block is half empty on average. What an audit throws away is no part of a block.
     rest = tuple(
-        0.5 * min(rung.block_length / each, rung.most_forwards_per_block) if rung.block_length > 1 else 0.0
-        for rung, each in zip(ladder.rungs, tokens, strict=True)
+        0.5 * min(length / each, most) if length > 1 else 0.0
+        for length, each, most in zip(ladder.lengths, tokens, ladder.most_forwards, strict=True)
     )
+    own_s = tuple(cost.own_s(length, 0) for length in ladder.lengths)
     return Worth(
         tokens,
         rest,
         tuple(answer_tokens / (answer_tokens / each + lost) for each, lost in zip(tokens, rest, strict=True)),
-        tuple(cost.own_s(length, 0) for length in lengths),
-        tuple(_charged_s(length, cost, deviations, crowd) for length in lengths),
+        own_s,
+        own_s if deviations is None else _charged_s(ladder.lengths, own_s, cost, deviations, crowd),
     )
 
 
-def _charged_s(length: int, cost: ForwardCost, deviations: Deviations | None, crowd: Crowd) -> float:
-    own_s = cost.own_s(length, 0)
-    if deviations is None:
-        return own_s
-    whole_s = cost.base_s / crowd.sequences + own_s + crowd.context_s
-    return max(own_s + (deviations.relative(length, crowd.sequences) - 1) * whole_s, 1e-9)
+def _charged_s(
+    lengths: Seq[int], own_s: Seq[float], cost: ForwardCost, deviations: Deviations, crowd: Crowd
+) -> tuple[float, ...]:
+    base_s, context_s = cost.base_s / crowd.sequences, crowd.context_s
+    return tuple(
+        max(each_s + (deviations.relative(length, crowd.sequences) - 1) * (base_s + each_s + context_s), 1e-9)
+        for length, each_s in zip(lengths, own_s, strict=True)
+    )
 
 
 def throughput(
@@ -246,14 +279,3 @@ def step_of(rung: Rung, index: int, worth: Worth) -> Step:
     # Diffusion shows a block when it is done; AR and self-speculation what the prompt's last row chose.
     first_forwards = float(rung.most_forwards_per_block) if rung.is_diffusion else 1.0
     return Step(index, worth.tokens[index], worth.rest[index], first_forwards, worth.own_s[index])
-
-
-def tokens_ahead(made: Floats, expected: Floats, most: Floats) -> Floats:
-    """Output tokens that sequences are expected to make yet.
-
-    Args:
-        made: that there are. expected: in all. most: `max_tokens`.
-    """
-    ahead = expected - made
-    left: Floats = np.maximum(1.0, np.minimum(np.where(ahead > 0, ahead, OVERRUN_TOKENS), most - made))
-    return left

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +19,7 @@ from deployments import prediction_arithmetic
 from engine import pace_arithmetic
 from engine.compiled import compiled
 
+ROOT = Path(__file__).parents[2]
 FILES = (pace_arithmetic, prediction_arithmetic)
 
 
@@ -64,3 +68,30 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(
     assert found(1.0, 4.0) == 0.25
     assert found(1.0, 0.0) == float("inf")
     assert "is compiled anew in every process: no locator available" in caplog.text
+
+
+SERVED = """
+from deployments.warm_up import warm_up
+from engine import pace_arithmetic
+from engine.admission import Newcomer
+from engine.plan import AR, Plan
+from tests.engine.serving import PROMPTS, answer, load
+
+def versions():
+    return {name: len(one.signatures) for name, one in vars(pace_arithmetic).items() if hasattr(one, "signatures")}
+
+engine = load()
+warm_up(engine)
+before = versions()
+fields = {"max_tokens": 8, "latency_slo_ms": 60_000, "ttft_slo_ms": 50_000}
+answer(engine, [(prompt, fields) for prompt in PROMPTS[:2]])
+assert engine.rung_for(Newcomer(Plan(ladder=(AR,)), 4, 8, left_s=9.0, first_left_s=5.0)) is not None
+assert engine.stats().slip_s == 0.0
+inlined = "tokens_ahead"
+assert all(count == 1 for name, count in before.items() if name != inlined), before
+assert versions() == before
+"""
+
+
+def test_a_replica_that_is_warm_compiles_nothing_more() -> None:
+    subprocess.run([sys.executable, "-c", SERVED], cwd=ROOT, check=True)
