@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.compiled import compiled
-from engine.curve import Floats
+
+Floats = NDArray[np.float64]
 
 OVERRUN_TOKENS = 32.0
 """What a sequence is taken to have ahead of it once it is longer than was expected: what has not ended is no nearer to
