@@ -42,7 +42,7 @@ class RungRecord(NamedTuple):
 
 
 class LoadRecord(NamedTuple):
-    """The numbers of a `ReplicaLoad`, under its own names and those of its `ForwardCost`; `timed_room_s` may be nan."""
+    """The numbers of a `ReplicaLoad`, under its own names and those of its `ForwardCost`; None becomes nan."""
 
     base_s: float
     per_sequence_s: float

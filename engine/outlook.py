@@ -236,8 +236,9 @@ class Outlook:
     def company(self, view: View, since: Seq[Sequence] = (), now: float = 0.0) -> Company:
         """The riders of `view`, and those that have come `since` and may ride from `now` on."""
         parts, curve, forward_s = [view.pacing], view.curve, view.ride.forward_s
-        if since:
-            came = self._survey(since)
+        came = self._survey(since)
+        # The loop may have given up some of them since they were asked.
+        if came.timed:
             pacing = Pacing(self._riders(came, now), _table(came, view.prices), view.fixed_s)
             parts.append(pacing)
             curve = curve.with_changes(pacing.changes())
@@ -293,6 +294,7 @@ class Outlook:
         )
 
     def _riders(self, survey: _Survey, now: float) -> Riders:
+        # Here and not at import, as in `pace.py`.
         from engine.pace_arithmetic import fill_riders
 
         # Attribute by attribute: it is done before every forward, and a row for each sequence takes a third longer.

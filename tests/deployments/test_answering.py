@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from ray.serve.exceptions import RequestCancelledError
@@ -24,6 +24,9 @@ from deployments.openai_types import ChatCompletionRequest
 from deployments.planning import Planning
 from deployments.settings import AppArgs
 from engine.events import Spent
+
+if TYPE_CHECKING:
+    from deployments.router import Router
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Reverse this list:\nhouse\nbottle"}], "max_tokens": 8}
 PLANNING = Planning(AppArgs())
@@ -105,9 +108,9 @@ def done(replica: str, tokens: int) -> Done:
     return Done("length", report, 20, tokens, 1.0, False, load(replica).to_dict())
 
 
-def answering(cluster: Cluster, **fields: Any) -> Answering:
-    request = ChatCompletionRequest.model_validate({**CHAT, **fields})
-    return Answering(cluster, PLANNING.job(request, {}, "asked", time.perf_counter()))  # type: ignore[arg-type]
+def answering(cluster: Cluster) -> Answering:
+    request = ChatCompletionRequest.model_validate(CHAT)
+    return Answering(cast("Router", cluster), PLANNING.job(request, {}, "asked", time.perf_counter()))
 
 
 async def read(one: Answering, move_after: int | None = None) -> tuple[list[int], End]:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.autoscaling import QueueSecondsPolicy, need, replicas_wanted, work_by_tier
@@ -48,7 +48,6 @@ def test_the_same_work_settles(latest: float, current: int) -> None:
 
 
 @given(st.floats(0, 30), st.floats(0, 0.25), st.lists(st.floats(-1, 1), min_size=80, max_size=80))
-@settings(deadline=None)
 def test_noise_does_not_flap(level: float, share: float, noise: list[float]) -> None:
     """Work that wanders by a quarter around a level: after a first approach there is no up after a down."""
     current, window = 1, deque([level], maxlen=4)

@@ -44,7 +44,6 @@ from tests.deployments.plans_by_hand import (
 
 
 @given(clusters, st.floats(1, 60_000), st.floats(1, 10), lengths, fields, shares)
-@settings(deadline=None)
 def test_a_looser_slo_never_lowers_quality(
     cluster: list[ReplicaLoad], slo_ms: float, factor: float, output: Length, asked: dict[str, Any], share: float
 ) -> None:
@@ -55,7 +54,6 @@ def test_a_looser_slo_never_lowers_quality(
 
 
 @given(clusters, st.floats(1, 60_000) | st.none(), lengths, fields)
-@settings(deadline=None)
 def test_every_plan_is_within_the_requests_own_fields(
     cluster: list[ReplicaLoad], slo_ms: float | None, output: Length, asked: dict[str, Any]
 ) -> None:
@@ -78,7 +76,6 @@ def test_every_plan_is_within_the_requests_own_fields(
 
 
 @given(clusters, st.floats(1, 60_000), lengths, fields, shares)
-@settings(deadline=None)
 def test_what_is_planned_fits_and_what_is_refused_says_what_would(
     cluster: list[ReplicaLoad], slo_ms: float, output: Length, asked: dict[str, Any], share: float
 ) -> None:
@@ -96,7 +93,6 @@ def test_what_is_planned_fits_and_what_is_refused_says_what_would(
 
 
 @given(clusters, st.floats(1, 20_000), st.floats(1, 20_000), lengths)
-@settings(deadline=None)
 def test_both_bounds_are_named_one_after_the_other_until_they_fit(
     cluster: list[ReplicaLoad], slo_ms: float, ttft_ms: float, output: Length
 ) -> None:
@@ -205,7 +201,6 @@ def test_a_reserved_share_is_kept_from_lighter_tiers() -> None:
 
 
 @given(st.floats(10, 3000), st.booleans(), lengths, st.integers(1, 600), fields, shares, costs)
-@settings(deadline=None)
 def test_an_idle_engine_admits_what_was_planned_for_it_and_what_a_refusal_names(
     slo_ms: float, first: bool, output: Length, prompt: int, asked: dict[str, Any], share: float, cost: ForwardCost
 ) -> None:
@@ -268,7 +263,7 @@ riders = st.lists(st.tuples(st.integers(1, 200), st.floats(0.05, 20.0)), max_siz
 
 
 @given(riders, costs, st.integers(1, 600), st.integers(1, 200), st.floats(0.01, 60.0))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_the_router_finds_no_want_of_room_where_the_replica_lets_somebody_in(
     others: list[tuple[int, float]], cost: ForwardCost, prompt: int, output: int, left_s: float
 ) -> None:

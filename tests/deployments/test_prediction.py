@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.load import ReplicaLoad
@@ -17,7 +17,6 @@ from tests.deployments.plans_by_hand import COST, LADDER, loads
 
 
 @given(loads, st.integers(1, 400), st.sampled_from(LADDER))
-@settings(deadline=None)
 def test_load_and_length_never_make_a_prediction_shorter(load: ReplicaLoad, output: int, rung: Rung) -> None:
     busy, idle = predict(rung, Size(50, output), load), predict(rung, Size(50, output), load.idle())
     assert idle.p95_s <= busy.p95_s + 1e-9
@@ -27,7 +26,6 @@ def test_load_and_length_never_make_a_prediction_shorter(load: ReplicaLoad, outp
 
 
 @given(loads, st.integers(1, 400), st.integers(0, 400), st.sampled_from(LADDER))
-@settings(deadline=None)
 def test_a_spread_of_lengths_widens_the_prediction_and_leaves_its_median(
     load: ReplicaLoad, median: int, more: int, rung: Rung
 ) -> None:
@@ -41,7 +39,6 @@ def test_a_spread_of_lengths_widens_the_prediction_and_leaves_its_median(
 
 
 @given(loads, st.integers(40, 400), st.integers(0, 39), st.sampled_from(LADDER))
-@settings(deadline=None)
 def test_a_cached_prefix_makes_it_shorter(load: ReplicaLoad, prompt: int, cached: int, rung: Rung) -> None:
     fresh, known = predict(rung, Size(prompt, 20), load), predict(rung, Size(prompt, 20, None, cached), load)
     assert known.p50_s <= fresh.p50_s
@@ -97,7 +94,6 @@ def test_who_comes_later_and_goes_first_takes_its_share_of_the_time() -> None:
 
 
 @given(st.lists(loads, min_size=1, max_size=4), st.integers(1, 400))
-@settings(deadline=None)
 def test_all_at_once_are_as_one_by_one(met: list[ReplicaLoad], output: int) -> None:
     lengths = [output] * len(LADDER)
     together = predict_all(RungTable(LADDER), LoadTable(met), 50, [0] * len(met), lengths, lengths)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine import graphs as graphs_module
 from engine.batch import Segment
 from engine.graphs import TOKENS, Bucket, Call
 from tests.engine.interpreted_forward import executor, segment
@@ -43,6 +44,17 @@ def test_forwards_in_graphs_equal_those_without() -> None:
         assert len(batch.token_ids) in TOKENS
         torch.testing.assert_close(got, plain.run(plain.batch(segments)), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(recorded.kv[:, PAGE:], plain.kv[:, PAGE:], atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_that_no_graph_takes_is_run_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs_module, "TOKENS", TOKENS[:2])
+    plain, recorded = executor(torch.float32, layers=1), executor(torch.float32, again, layers=1)
+    assert recorded.graphs is not None
+    draw = torch.Generator().manual_seed(4)
+    segments = [segment(draw, 0, TOKENS[1] + 1, True, False, [3])]
+    got = recorded.run(recorded.batch(segments))
+    assert recorded.graphs.replays == 0
+    torch.testing.assert_close(got, plain.run(plain.batch(segments)), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("drafted", [False, True])

@@ -36,7 +36,7 @@ def segments(draw: st.DrawFn) -> list[Segment]:
 
 
 @given(segments(), st.sampled_from([1, 2, 4]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_every_segment_is_laid_out_as_it_was_asked_for(asked: list[Segment], heads_per_kv_head: int) -> None:
     batch = build_batch(asked, PAGE, 2 * heads_per_kv_head, 2, torch.float32)
     rows_of = _rows(asked, batch.positions.tolist(), batch.slots.tolist())
@@ -63,7 +63,7 @@ def test_every_segment_is_laid_out_as_it_was_asked_for(asked: list[Segment], hea
 
 
 @given(segments())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_padding_writes_to_the_null_page_only_and_products_have_even_shapes(asked: list[Segment]) -> None:
     batch = build_batch(asked, PAGE, 4, 2, torch.float32)
     padding = batch.slots[batch.query_tokens :]

@@ -111,7 +111,7 @@ def test_no_file_is_no_model(tmp_path: Path) -> None:
     st.integers(1, 10**6),
     st.integers(1, 256),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_whatever_is_seen_predictions_are_positive_and_grow_with_load_and_quantile(
     observed: list[Forward], tokens: int, context: int, sequences: int
 ) -> None:

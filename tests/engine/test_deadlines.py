@@ -229,7 +229,7 @@ def crowds(draw: st.DrawFn) -> list[VirtualRequest]:
 
 
 @given(crowds(), st.sampled_from([1024, 4096]), st.integers(1, 12))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_whatever_comes_everybody_ends_no_page_leaks_and_budgets_hold(
     requests: list[VirtualRequest], kv_tokens: int, max_sequences: int
 ) -> None:

@@ -46,7 +46,7 @@ def chunked(ids: list[int], cuts: list[int]) -> list[list[int]]:
     return [ids[start:end] for start, end in pairwise(places)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ids=IDS, cuts=st.lists(st.integers(0, 1000), max_size=8))
 def test_any_ids_in_any_chunks_give_the_whole_decode(ids: list[int], cuts: list[int]) -> None:
     """Special tokens, the mask, ids outside the vocabulary and broken bytes among them."""
@@ -56,7 +56,7 @@ def test_any_ids_in_any_chunks_give_the_whole_decode(ids: list[int], cuts: list[
     assert detokenizer.tokens == len(ids)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(text=TEXTS, stops=STOPS, cuts=st.lists(st.integers(0, 1000), max_size=8))
 def test_text_ends_before_the_first_stop_string(text: str, stops: list[str], cuts: list[int]) -> None:
     ids = TOKENIZER.encode(text, add_bos=False)
@@ -79,7 +79,7 @@ def test_text_ends_before_the_first_stop_string(text: str, stops: list[str], cut
         assert detokenizer.tokens == count
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=TEXTS, stops=STOPS, cut=st.integers(0, 1000))
 def test_looking_ahead_changes_nothing(text: str, stops: list[str], cut: int) -> None:
     ids = TOKENIZER.encode(text, add_bos=False)
@@ -95,7 +95,7 @@ def test_looking_ahead_changes_nothing(text: str, stops: list[str], cut: int) ->
         assert curious.stop_token_count == len(first) + ahead
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=TEXTS, stops=STOPS)
 def test_find_stop_is_the_first_to_be_complete(text: str, stops: list[str]) -> None:
     """Read character by character, the first prefix that ends with a stop string ends the text."""

@@ -24,7 +24,7 @@ def test_the_model_on_its_kernels_equals_the_model_on_pytorch() -> None:
 
 
 @given(segments(), st.sampled_from([1, 2, 4]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_every_segment_is_laid_out_as_it_was_asked_for(asked: list[Segment], heads_per_kv_head: int) -> None:
     batch = build_device_batch(asked, PAGE, 2 * heads_per_kv_head, 2, torch.bfloat16, RULE)
     assert batch.work is not None
@@ -56,7 +56,7 @@ def test_every_segment_is_laid_out_as_it_was_asked_for(asked: list[Segment], hea
 
 
 @given(segments(), st.booleans())
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_one_buffer_holds_the_whole_batch(asked: list[Segment], for_kernels: bool) -> None:
     """With a work list, and with the attention groups of the PyTorch form, masks in bfloat16 included."""
     batch = (

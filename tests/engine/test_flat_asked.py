@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -36,7 +36,6 @@ def tensors(asked: Asked) -> dict[str, Tensor]:
 
 
 @given(st.integers(0, 40), st.integers(0, 3), st.none() | st.integers(0, 9), st.booleans(), st.integers(0, 2**31))
-@settings(deadline=None)
 def test_it_comes_back_from_its_flat_form(rows: int, banned: int, filtered: int | None, noisy: bool, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     rules = RowRules(seed, drawn(draw, torch.int64, rows, banned), drawn(draw, torch.int64, rows))

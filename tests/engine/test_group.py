@@ -88,7 +88,7 @@ def batches(draw: st.DrawFn) -> list[Segment]:
 
 
 @given(batches())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_batch_comes_back_from_its_flat_form(batch: list[Segment]) -> None:
     flat = encode_segments(batch)
     assert decode_segments(flat) == batch

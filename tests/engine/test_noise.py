@@ -53,7 +53,7 @@ def one_row(seed: int, position: int, stage: int, step: int, choice: int, vocab:
     return gumbel_noise(columns[0], columns[1], columns[2], columns[3], columns[4], vocab)[0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=SEEDS,
     position=st.integers(0, 300_000),
@@ -72,7 +72,7 @@ def test_noise_is_the_documented_function_of_its_counter(
     assert float(noise) == pytest.approx(-math.log(-math.log1p(-uniform)), rel=1e-5, abs=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.lists(
         st.tuples(SEEDS, st.integers(0, 5000), st.sampled_from(list(Stage)), st.integers(0, 63)),

@@ -33,7 +33,7 @@ def follow(engine: Engine, prompt: list[int], schedule: tuple[tuple[int, Rung], 
     return answer(engine, [(prompt, {"max_tokens": 48, "ignore_eos": True, **fields})], plan)[0]
 
 
-RELAXED = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+RELAXED = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @given(schedules(EXACT), st.sampled_from(PROMPTS[::17]), st.sampled_from([0, 0.8]))

@@ -110,7 +110,7 @@ def slow_filter(row: list[float], top_k: int, top_p: float) -> set[int]:
     return set(order)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     rows=st.lists(
         st.tuples(

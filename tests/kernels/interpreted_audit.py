@@ -18,7 +18,7 @@ def test_the_switch_leads_to_triton() -> None:
     assert accept(*arguments).kept.tolist() == [accepted(arguments, block)[0] for block in range(3)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32), blocks=st.integers(1, 5), width=st.integers(1, 64))
 def test_equals_the_rule(seed: int, blocks: int, width: int) -> None:
     arguments = random_blocks(seed, blocks, width)

@@ -56,7 +56,7 @@ def test_this_process_interprets() -> None:
     assert os.environ["STEPDIAL_KERNELS"] == "triton"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**31),
     tokens=st.integers(1, 6),
@@ -92,7 +92,7 @@ def test_rope_equals_its_reference_and_keeps_to_its_tensors(monkeypatch: pytest.
     assert len(made) == 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**31),
     rows=st.integers(1, 5),
@@ -127,7 +127,7 @@ def test_norm_rounds_where_its_reference_does_and_keeps_to_its_tensors(monkeypat
     assert len(made) == 2
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**31), rows=st.integers(1, 4), inner=st.sampled_from([1, 24, 1024, 1100]), dtype=TYPES)
 def test_swiglu_equals_float64(seed: int, rows: int, inner: int, dtype: torch.dtype) -> None:
     gate_up = (4 * torch.randn(rows, 2 * inner, generator=torch.Generator().manual_seed(seed))).to(dtype)
@@ -145,7 +145,7 @@ def test_swiglu_keeps_to_its_tensors_and_to_finite_numbers(monkeypatch: pytest.M
     assert len(made) == 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**31),
     rows=st.integers(1, 4),
@@ -191,7 +191,7 @@ def test_rows_in_fp8_keep_to_their_tensors(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(made) == 2
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 2**31),
     rows=st.integers(1, 70),

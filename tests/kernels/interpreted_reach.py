@@ -53,7 +53,7 @@ PARTS = st.builds(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**31),
     parts=st.lists(PARTS, min_size=1, max_size=4),

@@ -15,7 +15,7 @@ from tests.kernels.audit_cases import accepted, random_blocks
 from tests.kernels.isolated import interpreted
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(seed=st.integers(0, 2**32), blocks=st.integers(1, 8), width=st.integers(1, 64))
 def test_equals_the_rule_written_as_a_loop(seed: int, blocks: int, width: int) -> None:
     arguments = random_blocks(seed, blocks, width)
@@ -24,7 +24,7 @@ def test_equals_the_rule_written_as_a_loop(seed: int, blocks: int, width: int) -
     assert got == [accepted(arguments, block) for block in range(blocks)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**32), width=st.integers(1, 64))
 def test_equals_the_engines_rule(seed: int, width: int) -> None:
     arguments = random_blocks(seed, 6, width)

@@ -16,7 +16,7 @@ from kernels.row_statistics import RowRules, partials_torch
 from tests.kernels.head_cases import MASK_ID, check, random_case
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 2**32),
     rows=st.integers(1, 5),
@@ -32,7 +32,7 @@ def test_equals_the_rules_in_float64(
     check(denoise_head(case.hidden, case.weight, case.rules), case.logits, case.rules)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seed=st.integers(0, 2**32), shards=st.sampled_from([2, 4]), sampled=st.booleans(), order=st.permutations(range(4))
 )
@@ -62,7 +62,7 @@ def test_chunks_of_a_small_scratch_change_nothing(sampled: bool, monkeypatch: py
     check(finish(partials, case.rules), case.logits, case.rules)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), greedy=st.booleans())
 def test_chooses_what_the_engine_chooses(seed: int, greedy: bool) -> None:
     """`pick` on the same logits: equal tokens but for gaps below 1e-5, equal confidences."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from kernels.quantize import FP8, LARGEST, quantize_rows_torch
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**31), rows=st.integers(1, 5), width=st.integers(1, 200), magnitude=st.integers(-6, 6))
 def test_a_row_is_within_a_sixteenth_of_itself(seed: int, rows: int, width: int, magnitude: int) -> None:
     x = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * 10.0**magnitude

@@ -14,7 +14,7 @@ from tests.kernels.unmask_cases import expected, random_case
 WIDTHS = st.integers(1, 64)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(seed=st.integers(0, 2**32), canvases=st.integers(1, 6), width=WIDTHS, stops=st.integers(0, 3))
 def test_equals_the_rule_written_as_a_loop(seed: int, canvases: int, width: int, stops: int) -> None:
     case = random_case(seed, canvases, width, stops)

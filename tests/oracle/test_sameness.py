@@ -46,7 +46,7 @@ def test_a_mixed_batch_gives_the_bits_of_lone_requests(shared_engine: Engine, al
     assert any(len(result.token_ids) > 30 for result in alone)
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(seed=st.integers(0, 2**32))
 def test_any_order_of_arrival_gives_the_same_bits(shared_engine: Engine, alone: list[Result], seed: int) -> None:
     rng = Random(seed)

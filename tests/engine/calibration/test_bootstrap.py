@@ -72,7 +72,7 @@ def pool_adjacent_violators(values: list[float]) -> list[float]:
     return [value for value, count in pools for _ in range(count)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_isotonic_is_pool_adjacent_violators(values: list[float]) -> None:
     assert isotonic(np.array(values)) == pytest.approx(pool_adjacent_violators(values))

@@ -145,7 +145,7 @@ def measurements(draw: st.DrawFn) -> list[Candidate]:
     ]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(measurements())
 def test_any_ladder_is_short_on_the_frontier_and_accounts_for_every_candidate(candidates: list[Candidate]) -> None:
     choice = choose(candidates)

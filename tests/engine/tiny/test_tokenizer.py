@@ -49,7 +49,7 @@ def test_digits_are_single_tokens(raw: Tokenizer) -> None:
     assert raw.encode("4821", add_special_tokens=False).tokens == list("4821")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text())
 def test_every_text_comes_back(text: str) -> None:
     tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
