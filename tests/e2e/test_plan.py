@@ -9,7 +9,7 @@ from openai import OpenAI
 
 from engine.tiny.tasks import generate
 from tests.deployments.alert_rules import metric_names, rules, series_names
-from tests.e2e.test_failures import total
+from tests.e2e.test_failures import forwards_at_rest, total
 
 MODEL = "stepdial-tiny"
 MESSAGES: Any = next(iter(generate("test", 1, seed=8))).messages
@@ -24,7 +24,7 @@ def menu(url: str, body: dict[str, Any], status: int = 200) -> dict[str, Any]:
 
 
 def test_the_menu_costs_no_forward_and_names_what_would_be_chosen(url: str) -> None:
-    forwards = total(url, "stepdial_engine_forwards_total")
+    forwards = forwards_at_rest(url)
     said = menu(url, {**CHAT, "latency_slo_ms": 5000})
     assert total(url, "stepdial_engine_forwards_total") == forwards
     assert len(said["rungs"]) >= 3
