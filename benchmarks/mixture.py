@@ -5,15 +5,16 @@
 `auto` is Stepdial's own policy for requests without an SLO: the router's plan, then rungs equal to AR that the engine
 chooses among at borders. Beside it run, pinned by the requests' own fields and through the same router, AR,
 self-speculation at 4, 8, 16 and 32, and the diffusion rungs of the checkpoint's ladder, which are faster because they
-give up quality: they are shown, and not part of the bars unless they are equal to AR. Repeats alternate, each from
-another place in the prompts on, the same for all. After `--repeats` windows of every mode, those that may yet be the
-best (`CLOSE`) and `auto` go on for `--more`: a window wanders with the machine's speed by more than the bars are wide.
+give up quality: they are shown, and not part of the bars unless they are equal to AR. Each has an engine of its own,
+and all windows of a repeat are open at the same time, the engines taking turns (`benchmarks/turns.py`), because the
+machine's speed wanders by more than the bars are wide. Repeats begin at different places in the prompts, the same for
+all. After `--repeats` of every mode, those that may yet be the best (`CLOSE`) and `auto` go on for `--more`.
 `--minutes` is the whole run's time and decides how long each window is, unless `--seconds` says so. Tokens per second
 are the median of the windows, latencies those of all their answers together: a window has few.
 
 Bars: at every concurrency `auto` has at least 95% of the tokens per second of the best single mode (the median over
-pairs of windows of one repeat, which are close in time), with a p95 latency of at most 1.05 times that of the mode that
-reaches it, over the prompts that both answered; and somewhere it is above the best.
+repeats), with a p95 latency of at most 1.05 times that of the mode that reaches it, over the prompts that both
+answered; and somewhere it is above the best.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ import numpy as np
 
 from benchmarks.command import command_parser, parsed, write_report
 from benchmarks.policies import Pinned, Policy
-from benchmarks.policy_run import Closed, closed_loop, cycle_of, in_loop, new_engine
+from benchmarks.policy_run import Closed, Window, cycle_of, in_loop, warm_engines
 from benchmarks.promise_report import rung_name
 from benchmarks.promise_setup import tokenizer_of
 from benchmarks.promise_trace import Idle, Slos, requests_of
+from benchmarks.router_process import RouterProcess
 from benchmarks.stepdial_policy import Stepdial
-from deployments.process import for_serving
-from deployments.warm_up import warm_up
+from benchmarks.turns import Turns
+from engine.engine import load_ladder
 from engine.plan import AR, Rung, self_speculation
 from engine.request import equivalent_to_ar
 
@@ -108,53 +110,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, judges and writes."""
     options = _options(arguments)
     begun = perf_counter()
-    engine = new_engine(options.model, options.kv_tokens)
-    warm_up(engine)
-    for_serving(beside_an_engine=True)
-    engine.start()
+    ladder = load_ladder(options.model)
+    modes = single_modes(ladder)
+    engines = warm_engines(options.model, options.kv_tokens, 1 + len(modes))
     no_slos = Slos(Idle(0.0, 0.0, 0.0), {})
-    requests = cycle_of(requests_of(tokenizer_of(engine), no_slos, options.seed), PROMPTS)
+    requests = cycle_of(requests_of(tokenizer_of(engines[0]), no_slos, options.seed), PROMPTS)
     # No tier is named, so nothing below AR's quality may be used.
     requests = [replace(request, tier="default") for request in requests]
-    equal = {rung.policy() for rung in equivalent_to_ar(engine.ladder)}
-    auto = Stepdial(engine, str(options.model), AUTO)
-    policies: dict[str, Policy] = {AUTO: auto}
-    lossy: dict[str, bool] = {AUTO: False}
-    for rung in single_modes(engine.ladder):
-        name = rung_name(rung)
-        policies[name] = Pinned(name, rung, auto)
-        lossy[name] = not rung.exact and rung.policy() not in equal
-    windows = len(policies) * options.repeats + CONTENDERS * options.more
-    windows *= sum(window_weight(n) for n in options.concurrency)
-    seconds = options.seconds or max(LEAST_SECONDS, (options.minutes * 60 - 20) / (windows * (1 + RAMP)))
+    router = RouterProcess(str(options.model))
+    routed = [Stepdial(engine, router, AUTO) for engine in engines]
+    policies: list[Policy] = [routed[0]]
+    policies += [Pinned(rung_name(rung), rung, policy) for rung, policy in zip(modes, routed[1:], strict=True)]
+    equal = {rung.policy() for rung in equivalent_to_ar(ladder)}
+    lossy = [False, *(not rung.exact and rung.policy() not in equal for rung in modes)]
+    seconds = options.seconds or seconds_of(options, len(policies))
     print(f"windows of {seconds:.1f} s at 1 request at a time; tokens/s: median (least to most), then p95", flush=True)
+    turns = Turns(engines)
     results: Results = {}
     try:
         # What Stepdial remembers of lengths and latencies, before the first window.
-        in_loop(closed_loop(engine, auto, requests, 4, 0.0, seconds, least_ended=options.least_ended))
+        first = Window(0.0, seconds, options.least_ended)
+        in_loop(turns.closed_loops(dict(enumerate(policies)), requests, 4, first))
         for concurrency in options.concurrency:
-            row = {name: Measured(lossy[name]) for name in policies}
+            row = {policy.name: Measured(below) for policy, below in zip(policies, lossy, strict=True)}
             window_s = seconds * window_weight(concurrency)
-            names = list(policies)
+            window = Window(RAMP * window_s, window_s, options.least_ended)
+            names = list(row)
             for repeat in range(options.repeats + options.more):
                 if repeat == options.repeats:
                     names = contenders(row)
                 begins = repeat * PROMPTS // (options.repeats + options.more)
                 asked = requests[begins:] + requests[:begins]
-                # There and back, because the machine's speed drifts.
-                for name in names[:: -1 if repeat % 2 else 1]:
-                    run = closed_loop(
-                        engine, policies[name], asked, concurrency, RAMP * window_s, window_s, options.least_ended
-                    )
-                    row[name].add(in_loop(run))
+                present = {place: policy for place, policy in enumerate(policies) if policy.name in names}
+                measured = in_loop(turns.closed_loops(present, asked, concurrency, window))
+                for policy, closed in zip(present.values(), measured, strict=True):
+                    row[policy.name].add(closed)
             results[concurrency] = row
             _show(concurrency, row)
             _write(options, results, seconds)
     except KeyboardInterrupt:
         print("stopped; the result file has what was complete")
     finally:
-        engine.stop()
-        auto.close()
+        for engine in engines:
+            engine.stop()
+        router.close()
     for text, passed in judge(results):
         print(f"{'pass' if passed else 'FAIL'}  {text}")
     print(f"{perf_counter() - begun:.0f} s in all")
@@ -163,6 +162,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def single_modes(ladder: Sequence[Rung]) -> list[Rung]:
     """AR, self-speculation at every block length, and the ladder's diffusion rungs."""
     return [AR, *(self_speculation(length) for length in DRAFTS), *(rung for rung in ladder if rung.is_diffusion)]
+
+
+def seconds_of(options: argparse.Namespace, modes: int) -> float:
+    """Of a window at 1 request at a time, so that the run takes its minutes."""
+    windows = modes * options.repeats + CONTENDERS * options.more
+    windows *= sum(window_weight(clients) for clients in options.concurrency)
+    return max(LEAST_SECONDS, (options.minutes * 60 - 20) / (windows * (1 + RAMP)))
 
 
 def window_weight(concurrency: int) -> float:

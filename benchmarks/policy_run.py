@@ -7,8 +7,9 @@ moment a request was due, whatever became of earlier ones, to its last token.
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import uvloop
 
 from benchmarks.policies import Refused
+from deployments.process import for_serving
+from deployments.warm_up import warm_up
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.events import Delta, Finished
@@ -93,6 +96,18 @@ def new_engine(model: Path, kv_tokens: int, cost_model: str | None = None, prefi
     return engine
 
 
+def warm_engines(model: Path, kv_tokens: int, number: int) -> list[Engine]:
+    """So many engines that run, and know what the first of them has learned of forwards' cost by warming up."""
+    first = new_engine(model, kv_tokens)
+    warm_up(first)
+    for_serving(beside_an_engine=True)
+    cost_model = json.dumps(first.cost_model.to_dict())
+    engines = [first, *(new_engine(model, kv_tokens, cost_model) for _ in range(number - 1))]
+    for engine in engines:
+        engine.start()
+    return engines
+
+
 def in_loop(work: Coroutine[Any, Any, T]) -> T:
     """Runs a coroutine on uvloop, as the cluster does."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -105,12 +120,13 @@ async def serve(
     """One request from the decision to its last token; fills in `outcome`.
 
     Args:
-        due_at_s: when it was due, on `perf_counter`'s clock. told: hears of new tokens as they come.
+        due_at_s: when it was due, on the engine's clock. told: hears of new tokens as they come.
     """
-    request = outcome.request
+    request, clock = outcome.request, engine.core.clock
     begun = perf_counter()
-    outcome.late_start_ms = (begun - due_at_s) * 1e3
-    decision = await policy.decide(request, due_at_s)
+    late_s = clock() - due_at_s
+    outcome.late_start_ms = late_s * 1e3
+    decision = await policy.decide(request, begun - late_s)
     outcome.own_ms = (perf_counter() - begun) * 1e3
     if isinstance(decision, Refused):
         outcome.refused = decision.status
@@ -128,13 +144,13 @@ async def serve(
         async for event in stream:
             if isinstance(event, Delta):
                 if outcome.first_ms is None:
-                    outcome.first_ms = (perf_counter() - due_at_s) * 1e3
+                    outcome.first_ms = (clock() - due_at_s) * 1e3
                 text += event.text
                 outcome.tokens += len(event.token_ids)
                 if told is not None:
                     told(len(event.token_ids))
             else:
-                latency_ms = (perf_counter() - due_at_s) * 1e3
+                latency_ms = (clock() - due_at_s) * 1e3
                 _finish(outcome, event, text, latency_ms)
                 # The other answers that ended in the same forward come first.
                 await asyncio.sleep(0)
@@ -150,7 +166,8 @@ def _finish(outcome: Outcome, event: Finished, text: str, latency_ms: float) -> 
 
 async def open_loop(engine: Engine, policy: Policy, arrivals: Sequence[Arrival], end_s: float) -> list[Outcome]:
     """Serves a trace; what is still open `end_s` seconds after the start is cut off and has no latency."""
-    started = perf_counter()
+    clock = engine.core.clock
+    started = clock()
     outcomes = [Outcome(arrival.request, arrival.due_s) for arrival in arrivals]
     open_tasks: set[asyncio.Task[None]] = set()
     failures: list[BaseException] = []
@@ -163,11 +180,11 @@ async def open_loop(engine: Engine, policy: Policy, arrivals: Sequence[Arrival],
 
     for outcome in outcomes:
         due_at_s = started + outcome.due_s
-        await asyncio.sleep(max(due_at_s - perf_counter(), 0.0))
+        await asyncio.sleep(max(due_at_s - clock(), 0.0))
         task = asyncio.create_task(serve(engine, policy, outcome, due_at_s))
         open_tasks.add(task)
         task.add_done_callback(ended)
-    left_s = started + end_s - perf_counter()
+    left_s = started + end_s - clock()
     if open_tasks and left_s > 0:
         await asyncio.wait(set(open_tasks), timeout=left_s)
     await _cancel(open_tasks)
@@ -175,6 +192,19 @@ async def open_loop(engine: Engine, policy: Policy, arrivals: Sequence[Arrival],
         raise failures[0]
     await until_idle(engine)
     return outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """When a closed loop is measured, in seconds on the engine's clock.
+
+    Attributes:
+        warm_s: before it opens. seconds: how long it is open; longer, until at least `least_ended` have ended in it.
+    """
+
+    warm_s: float
+    seconds: float
+    least_ended: int = 0
 
 
 @dataclass(slots=True)
@@ -199,15 +229,14 @@ async def closed_loop(
     policy: Policy,
     requests: Sequence[Request],
     concurrency: int,
-    warm_s: float,
-    window_s: float,
-    least_ended: int = 0,
+    window: Window,
+    before_end: Callable[[], Awaitable[None]] | None = None,
 ) -> Closed:
     """`concurrency` clients that ask for the next request as soon as they have their answer, over and over.
 
-    Args:
-        warm_s: seconds before the window opens. least_ended: the window stays open until so many have ended in it.
+    `before_end`: the clients go on after the window until it returns.
     """
+    clock = engine.core.clock
     numbers = count()
     ended: list[Outcome] = []
     tokens = 0
@@ -224,7 +253,7 @@ async def closed_loop(
             # A number of its own, because a prompt may be open twice.
             request = replace(requests[number % len(requests)], index=number)
             outcome = Outcome(request, 0.0)
-            await serve(engine, policy, outcome, perf_counter(), told)
+            await serve(engine, policy, outcome, clock(), told)
             if outcome.refused is not None:
                 await asyncio.sleep(0.01)
             elif opened is not None:
@@ -232,24 +261,29 @@ async def closed_loop(
 
     clients = {asyncio.create_task(client()) for _ in range(concurrency)}
     try:
-        await _while_running(clients, warm_s)
-        opened = perf_counter()
-        await _while_running(clients, window_s)
-        while len(ended) < least_ended:
-            await _while_running(clients, 0.02)
+        await _while_running(clients, clock, window.warm_s)
+        opened = clock()
+        await _while_running(clients, clock, window.seconds)
+        while len(ended) < window.least_ended:
+            await _while_running(clients, clock, 0.02)
         # Taken before the clients are cancelled, which takes its time.
-        closed = Closed(perf_counter() - opened, tokens, list(ended))
+        closed = Closed(clock() - opened, tokens, list(ended))
+        if before_end is not None:
+            await before_end()
     finally:
         await _cancel(clients)
     await until_idle(engine)
     return closed
 
 
-async def _while_running(tasks: set[asyncio.Task[None]], seconds: float) -> None:
+async def _while_running(tasks: set[asyncio.Task[None]], clock: Callable[[], float], seconds: float) -> None:
     """Waits; a client that dies ends the wait with its error."""
-    done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-    for task in done:
-        task.result()
+    until = clock() + seconds
+    # The clock may stand still meanwhile (`benchmarks/turns.py`).
+    while (left_s := until - clock()) > 0:
+        done, _ = await asyncio.wait(tasks, timeout=left_s, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
 
 
 async def _cancel(tasks: set[asyncio.Task[None]]) -> None:

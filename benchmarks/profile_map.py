@@ -22,13 +22,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from benchmarks.command import command_parser, parsed, write_report
 from benchmarks.policies import Fixed
-from benchmarks.policy_run import closed_loop, in_loop, new_engine
+from benchmarks.policy_run import Window, in_loop, warm_engines
 from benchmarks.profile_plot import plot
 from benchmarks.promise_report import rung_name
 from benchmarks.promise_setup import tokenizer_of
 from benchmarks.promise_trace import Request, length_class
-from deployments.process import for_serving
-from deployments.warm_up import warm_up
+from benchmarks.turns import Turns
+from engine.engine import load_ladder
 from engine.plan import AR, Rung, diffusion, self_speculation
 from engine.request import equivalent_to_ar
 from engine.tiny.tasks import generate
@@ -64,44 +64,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, draws and writes."""
     options = _options(arguments)
     begun = perf_counter()
-    engine = new_engine(options.model, options.kv_tokens)
-    warm_up(engine)
-    for_serving(beside_an_engine=True)
-    engine.start()
-    cells = cells_of(tokenizer_of(engine), options.seed, options.prompts, options.tasks)
-    rungs = modes(engine.ladder)
-    equal = {rung.policy() for rung in equivalent_to_ar(engine.ladder)}
+    ladder = load_ladder(options.model)
+    rungs = modes(ladder)
+    engines = warm_engines(options.model, options.kv_tokens, len(rungs))
+    cells = cells_of(tokenizer_of(engines[0]), options.seed, options.prompts, options.tasks)
+    equal = {rung.policy() for rung in equivalent_to_ar(ladder)}
     lossy = {rung_name(rung): not rung.exact and rung.policy() not in equal for rung in rungs}
     measurements = len(cells) * len(options.concurrency) * len(rungs)
     left_s = options.minutes * 60 - (perf_counter() - begun)
     seconds = options.seconds or max(LEAST_SECONDS, left_s / measurements / (1 + RAMP))
     print(f"{measurements} windows of {seconds:.1f} s; tokens/s over AR's, winner first", flush=True)
+    turns = Turns(engines)
+    policies = {place: Fixed(rung_name(rung), rung) for place, rung in enumerate(rungs)}
+    window = Window(RAMP * seconds, seconds, options.least_ended)
     rows: list[dict[str, Any]] = []
     try:
         for concurrency in options.concurrency:
             for cell in cells:
-                speeds, right = {}, {}
-                for rung in rungs:
-                    name = rung_name(rung)
-                    run = closed_loop(
-                        engine,
-                        Fixed(name, rung),
-                        cell.requests,
-                        concurrency,
-                        RAMP * seconds,
-                        seconds,
-                        options.least_ended,
-                    )
-                    closed = in_loop(run)
-                    speeds[name] = closed.tokens_per_s
-                    right[name] = sum(one.right for one in closed.ended) / len(closed.ended)
+                run = turns.closed_loops(policies, cell.requests, concurrency, window)
+                measured = dict(zip(lossy, in_loop(run), strict=True))
+                speeds = {name: closed.tokens_per_s for name, closed in measured.items()}
+                right = {
+                    name: sum(one.right for one in closed.ended) / len(closed.ended)
+                    for name, closed in measured.items()
+                }
                 rows.append(row_of(cell, concurrency, speeds, right, lossy))
                 _show(rows[-1])
                 _write(options, rows, lossy, seconds)
     except KeyboardInterrupt:
         print("stopped; the files have what was complete")
     finally:
-        engine.stop()
+        for engine in engines:
+            engine.stop()
     if rows:
         plot(rows, list(lossy), options.output.with_suffix(".png"))
     print(f"{perf_counter() - begun:.0f} s in all")

@@ -30,7 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from benchmarks.command import command_parser, parsed, write_report
 from benchmarks.policies import Policy
-from benchmarks.policy_run import closed_loop, cycle_of, in_loop, open_loop
+from benchmarks.policy_run import Window, closed_loop, cycle_of, in_loop, open_loop
 from benchmarks.promise_report import STEPDIAL, Cell, bars, goodput, judged, metrics, summary
 from benchmarks.promise_setup import (
     PROFILE_COUNTS,
@@ -129,7 +129,7 @@ class Run:
             warm_requests = cycle_of(requests_of(tokenizer, self.setup.slos, WARM_SEED), WARM_REQUESTS)
             for engine, policy in made.values():
                 if policy.learns:
-                    in_loop(closed_loop(engine, policy, warm_requests, WARM_CLIENTS, 0.0, options.warm))
+                    in_loop(closed_loop(engine, policy, warm_requests, WARM_CLIENTS, Window(0.0, options.warm)))
             for load in options.loads:
                 count = ceil(load * self.setup.saturation * duration_s)
                 setup = at_present(self.setup, cycle_of(requests_of(tokenizer, self.setup.slos, seed), count))

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from benchmarks.answers import Answer, Ask, answer, answers
 from benchmarks.policies import Admitted, ByDeadline, ByLoad, Fixed, Policy
-from benchmarks.policy_run import closed_loop, cycle_of, in_loop, new_engine
+from benchmarks.policy_run import Window, closed_loop, cycle_of, in_loop, new_engine
 from benchmarks.promise_trace import BLOCK, Idle, Request, Slos, Tightest, idle_of, requests_of
+from benchmarks.router_process import RouterProcess
 from benchmarks.stepdial_policy import Stepdial
 from deployments.quality import budgets_for
 from deployments.warm_up import warm_up
@@ -191,7 +192,7 @@ POLICIES = (
 def make_policy(name: str, engine: Engine, setup: Setup) -> Policy:
     """One of `POLICIES`. Raises ValueError for another name."""
     if name == "stepdial":
-        return Stepdial(engine, str(setup.options.model))
+        return Stepdial(engine, RouterProcess(str(setup.options.model)))
     if name == "draft length by load":
         return ByLoad(name, engine, setup.drafts)
     if name == "block length by load":
@@ -291,7 +292,7 @@ def profile(
         policy = Fixed("profile", rung)
         speeds[rung] = {}
         for sequences in options.profile_counts:
-            run = closed_loop(engine, policy, requests, sequences, options.window_s / 2, options.window_s)
+            run = closed_loop(engine, policy, requests, sequences, Window(options.window_s / 2, options.window_s))
             speeds[rung][sequences] = in_loop(run).tokens_per_s
     return speeds
 
@@ -303,13 +304,14 @@ def saturation_of(
 
     Of the answers' mean length, not of those that end within a window, which are the shorter ones.
     """
-    policies: list[Policy] = [Stepdial(engine, str(options.model), "auto")]
+    policies: list[Policy] = [Stepdial(engine, RouterProcess(str(options.model)), "auto")]
     policies += [Fixed(name, rung) for name, rung in rungs.items()]
     unbounded = [replace(request, slo_ms=None, tier="default") for request in requests]
     mean_tokens = fmean(request.answer_tokens for request in requests)
+    window = Window(2 * options.window_s, 4 * options.window_s)
     speeds = {}
     for policy in policies:
-        run = closed_loop(engine, policy, unbounded, options.concurrency, 2 * options.window_s, 4 * options.window_s)
+        run = closed_loop(engine, policy, unbounded, options.concurrency, window)
         speeds[policy.name] = in_loop(run).tokens_per_s / mean_tokens
         policy.close()
     return speeds

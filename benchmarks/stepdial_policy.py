@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from benchmarks.policies import Decision, Loads, Refused, Served
-from benchmarks.router_process import Refusing, RouterProcess
+from benchmarks.router_process import Refusing
 from deployments.experience import Answered
 from deployments.history import LatencyTails
 from deployments.load import load_met
@@ -20,7 +20,7 @@ from engine.admission import Newcomer
 
 if TYPE_CHECKING:
     from benchmarks.promise_trace import Request
-    from benchmarks.router_process import Offer
+    from benchmarks.router_process import Offer, RouterProcess
     from deployments.load import ReplicaLoad
     from engine.engine import Engine
     from engine.events import Finished
@@ -45,10 +45,11 @@ class Stepdial:
 
     learns = True
 
-    def __init__(self, engine: Engine, model: str, name: str = "stepdial") -> None:
+    def __init__(self, engine: Engine, router: RouterProcess, name: str = "stepdial") -> None:
+        """`router`: may be shared with other engines' policies; `close` ends it."""
         self.name = name
         self.engine = engine
-        self._router = RouterProcess(model)
+        self._router = router
         self._loads = Loads(engine, engine.ladder)
         self._tails = LatencyTails()
         self._open: dict[int, _Open] = {}

@@ -22,9 +22,10 @@ from benchmarks.policies import (
     Served,
     fastest_by_load,
 )
-from benchmarks.policy_run import Outcome, closed_loop, in_loop, new_engine, open_loop
+from benchmarks.policy_run import Outcome, Window, closed_loop, in_loop, new_engine, open_loop
 from benchmarks.promise_setup import tokenizer_of
 from benchmarks.promise_trace import Arrival, Idle, Request, Slos, requests_of
+from benchmarks.router_process import RouterProcess
 from benchmarks.stepdial_policy import Stepdial
 from engine.engine import Engine
 from engine.events import Finished, Report
@@ -45,7 +46,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture
 def stepdial(engine: Engine) -> Iterator[Stepdial]:
-    policy = Stepdial(engine, str(CHECKPOINT))
+    policy = Stepdial(engine, RouterProcess(str(CHECKPOINT)))
     yield policy
     policy.close()
 
@@ -186,7 +187,8 @@ def test_a_refused_request_costs_no_forward(engine: Engine) -> None:
 
 
 def test_a_closed_loop_counts_what_ends_in_its_window(engine: Engine) -> None:
-    closed = in_loop(closed_loop(engine, Fixed("ar", AR), [request(max_tokens=4)], 2, 0.0, 0.1, least_ended=6))
+    run = closed_loop(engine, Fixed("ar", AR), [request(max_tokens=4)], 2, Window(0.0, 0.1, least_ended=6))
+    closed = in_loop(run)
     assert len(closed.ended) >= 6
     assert closed.tokens >= 6
     assert closed.tokens_per_s == pytest.approx(closed.tokens / closed.seconds)
