@@ -1,6 +1,6 @@
 """The mixture of modes against every single mode, closed loop, at 1 to 64 requests at a time.
 
-`python -m benchmarks.mixture [--concurrency 1 2 4 8 16 32 64] [--repeats 3] [--more 12] [--minutes 20]`
+`python -m benchmarks.mixture [--concurrency 1 2 4 8 16 32 64] [--repeats 3] [--more 12] [--minutes 30]`
 
 `auto` is Stepdial's own policy for requests without an SLO: the router's plan, then rungs equal to AR that the engine
 chooses among at borders. Beside it run, pinned by the requests' own fields and through the same router, AR,
@@ -263,7 +263,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--repeats", type=int, default=3, help="windows of every mode")
     parser.add_argument("--more", type=int, default=12, help="windows of those that may be the best, after these")
-    parser.add_argument("--minutes", type=float, default=20, help="of the whole run (default 20)")
+    parser.add_argument("--minutes", type=float, default=30, help="of the whole run (default 30)")
     parser.add_argument("--seconds", type=float, help="of a window at 1 request at a time instead")
     parser.add_argument("--least-ended", type=int, default=20, help="answers that a window waits for")
     parser.add_argument("--seed", type=int, default=11, help="of the prompts")
