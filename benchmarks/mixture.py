@@ -39,7 +39,7 @@ from benchmarks.promise_setup import tokenizer_of
 from benchmarks.promise_trace import Idle, Slos, requests_of
 from benchmarks.router_process import RouterProcess
 from benchmarks.stepdial_policy import Stepdial
-from benchmarks.turns import Turns
+from benchmarks.turns import Turns, window_weight
 from engine.engine import load_ladder
 from engine.plan import AR, Rung, self_speculation
 from engine.request import equivalent_to_ar
@@ -169,11 +169,6 @@ def seconds_of(options: argparse.Namespace, modes: int) -> float:
     windows = modes * options.repeats + CONTENDERS * options.more
     windows *= sum(window_weight(clients) for clients in options.concurrency)
     return max(LEAST_SECONDS, (options.minutes * 60 - 20) / (windows * (1 + RAMP)))
-
-
-def window_weight(concurrency: int) -> float:
-    """How much longer a window is than at 1: answers take longer together, and each window needs whole ones."""
-    return 1 + concurrency / 32
 
 
 def contenders(row: Row) -> list[str]:

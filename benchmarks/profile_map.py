@@ -27,7 +27,7 @@ from benchmarks.profile_plot import plot
 from benchmarks.promise_report import rung_name
 from benchmarks.promise_setup import tokenizer_of
 from benchmarks.promise_trace import Request, length_class
-from benchmarks.turns import Turns
+from benchmarks.turns import Turns, window_weight
 from engine.engine import load_ladder
 from engine.plan import AR, Rung, diffusion, self_speculation
 from engine.request import equivalent_to_ar
@@ -70,16 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cells = cells_of(tokenizer_of(engines[0]), options.seed, options.prompts, options.tasks)
     equal = {rung.policy() for rung in equivalent_to_ar(ladder)}
     lossy = {rung_name(rung): not rung.exact and rung.policy() not in equal for rung in rungs}
-    measurements = len(cells) * len(options.concurrency) * len(rungs)
+    windows = len(cells) * len(rungs) * sum(window_weight(clients) for clients in options.concurrency)
     left_s = options.minutes * 60 - (perf_counter() - begun)
-    seconds = options.seconds or max(LEAST_SECONDS, left_s / measurements / (1 + RAMP))
-    print(f"{measurements} windows of {seconds:.1f} s; tokens/s over AR's, winner first", flush=True)
+    seconds = options.seconds or max(LEAST_SECONDS, left_s / windows / (1 + RAMP))
+    print(f"windows of {seconds:.1f} s at 1 request at a time; tokens/s over AR's, winner first", flush=True)
     turns = Turns(engines)
     policies = {place: Fixed(rung_name(rung), rung) for place, rung in enumerate(rungs)}
-    window = Window(RAMP * seconds, seconds, options.least_ended)
     rows: list[dict[str, Any]] = []
     try:
         for concurrency in options.concurrency:
+            window_s = seconds * window_weight(concurrency)
+            window = Window(RAMP * window_s, window_s, options.least_ended)
             for cell in cells:
                 run = turns.closed_loops(policies, cell.requests, concurrency, window)
                 measured = dict(zip(lossy, in_loop(run), strict=True))

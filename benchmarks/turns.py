@@ -30,6 +30,11 @@ TURN_S = 0.03
 """A few forwards, and short beside what moves a machine's speed. A turn ends with the first forward that ends later."""
 
 
+def window_weight(clients: int) -> float:
+    """How much longer a window is than for one: answers take longer together, and each window needs whole ones."""
+    return 1 + clients / 32
+
+
 class Turns:
     """Several engines' turns. Outside of `closed_loops` nobody waits, and all clocks run.
 

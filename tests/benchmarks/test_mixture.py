@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.mixture import AUTO, Measured, best_single, contenders, judge, single_modes, window_weight
+from benchmarks.mixture import AUTO, Measured, best_single, contenders, judge, single_modes
 from engine.plan import AR, diffusion, self_speculation
 
 
@@ -60,8 +60,3 @@ def test_single_modes_are_ar_four_drafts_and_the_ladders_diffusion() -> None:
     lossy = diffusion(16, 1)
     expected = [AR, *(self_speculation(length) for length in (4, 8, 16, 32)), lossy]
     assert single_modes([AR, self_speculation(16), lossy]) == expected
-
-
-def test_windows_grow_with_the_number_of_requests() -> None:
-    assert window_weight(64) == 3.0
-    assert window_weight(1) < window_weight(8)

@@ -13,7 +13,7 @@ from benchmarks.command import CHECKPOINT
 from benchmarks.policies import Decision, Fixed
 from benchmarks.policy_run import Window, in_loop, new_engine
 from benchmarks.promise_trace import Request
-from benchmarks.turns import TURN_S, Turns
+from benchmarks.turns import TURN_S, Turns, window_weight
 from engine.engine import Engine
 from engine.plan import AR, self_speculation
 
@@ -104,3 +104,8 @@ def test_a_client_that_dies_ends_it_for_all(engines: list[Engine]) -> None:
     with pytest.raises(ExceptionGroup) as caught:
         in_loop(turns.closed_loops({0: AR_ONLY, 1: Dying("dying", AR)}, [REQUEST], 1, Window(0.0, 60.0)))
     assert caught.group_contains(ArithmeticError)
+
+
+def test_windows_grow_with_the_number_of_requests() -> None:
+    assert window_weight(64) == 3.0
+    assert window_weight(1) < window_weight(8)
