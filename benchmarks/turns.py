@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -44,18 +45,23 @@ class Turns:
     def __init__(self, engines: Sequence[Engine]) -> None:
         self._engines = engines
         self._condition = threading.Condition()
+        # Not set while the client wants the condition: who lets go of a lock and asks for it again at once, as an
+        # engine does between two forwards, would get it before anybody who waits for it.
+        self._may_step = threading.Event()
+        self._may_step.set()
         self._handing: asyncio.Task[None] | None = None
         self._places: list[int] = []
+        now = perf_counter()
         # Whose turn it is (None: all may go), since when, and every engine's time before that. Replaced as a whole, so
         # that a clock can be read without a lock.
-        self._state: tuple[int | None, float, list[float]] = (None, perf_counter(), [0.0] * len(engines))
+        self._state: tuple[int | None, float, list[float]] = (None, now, [now] * len(engines))
         self._over = False
         for place, engine in enumerate(engines):
             engine.core.clock = partial(self.now, place)
             engine.core.step = partial(self._step, place, engine.core.step)  # type: ignore[method-assign]
 
     def now(self, place: int) -> float:
-        """The time of one engine, seconds: how long it had its turn until now."""
+        """The time of one engine, seconds: `perf_counter` when turns were made, and how long it had its turn since."""
         whose, since, spent = self._state
         return spent[place] + (perf_counter() - since if whose in (None, place) else 0.0)
 
@@ -87,14 +93,14 @@ class Turns:
             self._stop()
 
     def _start(self, places: list[int]) -> None:
-        with self._condition:
+        with self._between_forwards():
             self._places = places
             self._give(places[0])
         self._handing = asyncio.create_task(self._hand_over())
 
     def _leave(self, place: int) -> None:
         """Takes no more turns. When the last one leaves, all may go."""
-        with self._condition:
+        with self._between_forwards():
             if self._state[0] == place:
                 self._give(self._next(place) if len(self._places) > 1 else None)
             self._places.remove(place)
@@ -102,9 +108,17 @@ class Turns:
     def _stop(self) -> None:
         if self._handing is not None:
             self._handing.cancel()
-        with self._condition:
+        with self._between_forwards():
             self._places = []
             self._give(None)
+
+    @contextmanager
+    def _between_forwards(self) -> Iterator[None]:
+        """The condition, after the forward under way."""
+        self._may_step.clear()
+        with self._condition:
+            self._may_step.set()
+            yield
 
     async def _hand_over(self) -> None:
         while True:
@@ -118,6 +132,7 @@ class Turns:
                     self._condition.release()
 
     def _step(self, place: int, step: Step) -> list[tuple[Open, Event]]:
+        self._may_step.wait()
         with self._condition:
             if self._state[0] == place:
                 self._end_turn()
