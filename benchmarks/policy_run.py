@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from engine.plan import Plan, PlanEntry
 
 IDLE_WAIT_S = 10.0
+LEAST_WAIT_S = 0.005
 T = TypeVar("T")
 
 
@@ -279,9 +280,9 @@ async def closed_loop(
 async def _while_running(tasks: set[asyncio.Task[None]], clock: Callable[[], float], seconds: float) -> None:
     """Waits; a client that dies ends the wait with its error."""
     until = clock() + seconds
-    # The clock may stand still meanwhile (`benchmarks/turns.py`).
+    # The clock may stand still meanwhile (`benchmarks/turns.py`): then the shortest wait keeps this from spinning.
     while (left_s := until - clock()) > 0:
-        done, _ = await asyncio.wait(tasks, timeout=left_s, return_when=asyncio.FIRST_EXCEPTION)
+        done, _ = await asyncio.wait(tasks, timeout=max(left_s, LEAST_WAIT_S), return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
             task.result()
 
