@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -11,11 +12,13 @@ import pytest
 
 from benchmarks.command import CHECKPOINT
 from benchmarks.policies import Decision, Fixed
-from benchmarks.policy_run import Window, in_loop, new_engine
+from benchmarks.policy_run import Window, closed_loop, in_loop, new_engine
 from benchmarks.promise_trace import Request
-from benchmarks.turns import TURN_S, Turns, window_weight
+from benchmarks.turns import TURN_S, Step, Turns, window_weight
 from engine.engine import Engine
+from engine.events import Event
 from engine.plan import AR, self_speculation
+from engine.sequence import Sequence
 
 REQUEST = Request(0, [1, 300, 301], "", 16, "none", "default", 16, None, ignore_eos=True)
 AR_ONLY, DRAFTS = Fixed("ar", AR), Fixed("drafts", self_speculation(8))
@@ -26,6 +29,14 @@ class Dying(Fixed):
 
     async def decide(self, request: Request, arrived_s: float) -> Decision:
         raise ArithmeticError("this policy cannot")
+
+
+class Undecided(Fixed):
+    """Lets its client wait."""
+
+    async def decide(self, request: Request, arrived_s: float) -> Decision:
+        await asyncio.sleep(60)
+        return await super().decide(request, arrived_s)
 
 
 @pytest.fixture
@@ -42,14 +53,14 @@ def watched(engines: list[Engine]) -> list[tuple[float, float, int]]:
     """Where every forward's begin, end and engine will be noted; before there are turns."""
     seen: list[tuple[float, float, int]] = []
 
-    def step(place: int, inner: object) -> object:
+    def step(place: int, inner: Step) -> list[tuple[Sequence, Event]]:
         begun = time.perf_counter()
-        events = inner()  # type: ignore[operator]
+        events = inner()
         seen.append((begun, time.perf_counter(), place))
         return events
 
     for place, engine in enumerate(engines):
-        engine.core.step = partial(step, place, engine.core.step)  # type: ignore[method-assign, assignment]
+        engine.core.step = partial(step, place, engine.core.step)  # type: ignore[method-assign]
     return seen
 
 
@@ -109,3 +120,16 @@ def test_a_client_that_dies_ends_it_for_all(engines: list[Engine]) -> None:
 def test_windows_grow_with_the_number_of_requests() -> None:
     assert window_weight(64) == 3.0
     assert window_weight(1) < window_weight(8)
+
+
+def test_a_client_waits_for_a_clock_that_stands_still_without_spinning(engines: list[Engine]) -> None:
+    begun, calls = time.perf_counter(), 0
+
+    def clock() -> float:
+        nonlocal calls
+        calls += 1
+        return 0.0 if time.perf_counter() - begun < 0.3 else 1.0
+
+    engines[0].core.clock = clock
+    in_loop(closed_loop(engines[0], Undecided("none", AR), [REQUEST], 1, Window(0.0, 1e-6)))
+    assert calls < 100
