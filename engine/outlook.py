@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from engine.answer_lengths import NOTHING_SEEN, AnswerLengths
 from engine.curve import Curve
+from engine.decoding.last_blocks import Blocks, blocks_of, next_block
 from engine.decoding.rung_choice import (
     Crowd,
     Ladder,
@@ -35,10 +37,11 @@ if TYPE_CHECKING:
     from engine.plan import Rung
     from engine.sequence import Sequence
 
-PRIOR_OUTPUT_TOKENS = 64.0
-PRIOR_ANSWERS, MOST_ANSWERS = 20, 100
-"""Answers that the prior length counts for, and those that the past counts for at most: lengths spread as widely as
-they are long, and a mean of few would make rungs change for nothing."""
+PRICES_HOLD, STEADY = 8, 0.05
+"""Looks ahead for which prices hold while nobody comes or goes, and by how much the cost of a forward may move
+meanwhile: what they rest on moves slowly."""
+A_BLOCK = 32
+"""Slots of a long block, for comparing costs."""
 SLIPPED = 0.01
 """The share of deadlines that may be missed: `slip_s` comes to rest where it is so many."""
 SLIPPING = 1.0
@@ -55,6 +58,7 @@ class Prices:
         self._worth = worth
         self._price = price
         self._steps: dict[tuple[Ladder, int], tuple[Step, ...]] = {}
+        self._blocks: dict[Ladder, Blocks] = {}
 
     def steps(self, ladder: Ladder, first_group: int) -> tuple[Step, ...]:
         """`steps_down` at the price."""
@@ -62,6 +66,13 @@ class Prices:
         found = self._steps.get(key)
         if found is None:
             found = self._steps[key] = steps_down(ladder, self._worth(ladder), self._price, first_group)
+        return found
+
+    def blocks(self, ladder: Ladder) -> Blocks:
+        """`blocks_of` at the price."""
+        found = self._blocks.get(ladder)
+        if found is None:
+            found = self._blocks[ladder] = blocks_of(ladder, self._worth(ladder), self._price)
         return found
 
 
@@ -149,11 +160,35 @@ class _Survey:
     pinned: Load
 
 
+@dataclass(slots=True)
+class _Held:
+    """Prices and best rungs of a crowd, and how often they were used."""
+
+    crowd: tuple[int, set[Ladder], dict[Ladder, int]]
+    cost: ForwardCost
+    prices: Prices
+    best: dict[Ladder, int]
+    uses: int = 0
+
+    def holds(self, crowd: tuple[int, set[Ladder], dict[Ladder, int]], cost: ForwardCost) -> bool:
+        """Whether they hold for this crowd, once more."""
+        before = self.cost
+        return (
+            self.uses < PRICES_HOLD
+            and self.crowd == crowd
+            and abs(cost.base_s - before.base_s) <= STEADY * before.base_s
+            and all(
+                abs(cost.own_s(slots, 0) - before.own_s(slots, 0)) <= STEADY * before.own_s(slots, 0)
+                for slots in (1, A_BLOCK)
+            )
+        )
+
+
 class Outlook:
     """Predicts what sequences still need.
 
     Attributes:
-        meter: tokens per forward of every rung, as measured here.
+        meter: tokens per forward of every rung, as measured here. lengths: of answers.
         slip_s: by how much a newcomer's deadline is taken to be earlier than it is. What makes deadlines slip is seen
             only when it happens (stalls, other threads, bursts), so every miss adds a forward's base and every deadline
             that was kept takes a hundredth of that away again.
@@ -163,9 +198,9 @@ class Outlook:
         self.cost_model = cost_model
         self.prefill_chunk = prefill_chunk
         self.meter = TokensPerForward()
-        self._mean_output = PRIOR_OUTPUT_TOKENS
-        self._answers = PRIOR_ANSWERS
+        self.lengths = AnswerLengths()
         self.slip_s = 0.0
+        self._held: _Held | None = None
         self._in_use: dict[Ladder, int] = {}  # the rung of each ladder that was worth most the last time
 
     @property
@@ -178,12 +213,8 @@ class Outlook:
         slipping = min(1.0, self.slip_s / max(SLIPPING * self.cost.base_s, 1e-9))
         return HOLD - (HOLD - 1.0) * slipping
 
-    def ended(self, output_tokens: int | None, in_time: bool | None = None) -> None:
-        """Learns from a finished answer: its length (None: it was not the answer's own), and whether its deadline was
-        kept (None: it had none)."""
-        if output_tokens is not None:
-            self._mean_output += (output_tokens - self._mean_output) / self._answers
-            self._answers = min(self._answers + 1, MOST_ANSWERS)
+    def ended(self, in_time: bool | None) -> None:
+        """Learns from a finished answer whether its deadline was kept (None: it had none)."""
         if in_time is not None:
             base_s = self.cost.base_s
             step_s = -SLIPPED * base_s if in_time else base_s
@@ -192,10 +223,7 @@ class Outlook:
     def view(self, sequences: Seq[Sequence], now: float) -> View:
         """What the deadlines of `sequences` ask of the coming forwards. Those that were given up ask for nothing."""
         survey = self._survey(sequences)
-        worth = {ladder: self.worth(ladder, survey.crowd) for ladder in survey.ladders}
-        price = throughput(survey.free, worth, survey.pinned)
-        prices = Prices(lambda ladder: worth.get(ladder) or self.worth(ladder, survey.crowd), price)
-        best = {ladder: self._best(ladder, values, price) for ladder, values in worth.items()}
+        prices, best = self._prices(survey)
         # Without anybody, as on every border of those without a deadline, nothing of it is worked out.
         riders, table, pacing, curve, forward_s = NOBODY, NO_STEPS, NO_PACING, NO_CURVE, survey.fixed_s
         if survey.timed:
@@ -214,9 +242,21 @@ class Outlook:
             view.timed, view.riders.ladder.tolist(), view.ride.places.tolist(), strict=True
         ):
             asked[sequence] = view.table.steps[row][place].rung
-        return {
-            sequence: sequence.ladder.rungs[asked.get(sequence, view.best[sequence.ladder])] for sequence in borders
-        }
+        return {sequence: self._for_its_rest(sequence, asked.get(sequence), view) for sequence in borders}
+
+    def _for_its_rest(self, sequence: Sequence, asked: int | None, view: View) -> Rung:
+        """The rung of the next block; `asked`: the one (index) that its deadline asks for, None without one.
+
+        A deadline is not left to what others' answers were like: there a block is long enough for all that may follow.
+        """
+        ladder, limits = sequence.ladder, sequence.limits
+        base = view.best[ladder] if asked is None else asked
+        group = ladder.group_of[base]
+        if len(ladder.groups[group]) == 1:
+            return ladder.rungs[base]
+        most = limits.max_tokens
+        seen = self.lengths.like(most) if limits.stop_ids and asked is None else NOTHING_SEEN
+        return ladder.rungs[next_block(view.prices.blocks(ladder), group, base, seen, sequence.output_tokens, most)]
 
     def to_give_up(self, view: View) -> Sequence | None:
         """The sequence whose deadline should be given up first, None where all are kept.
@@ -255,7 +295,7 @@ class Outlook:
         # As `ForwardCost.own_s`, without a call for each of hundreds of sequences.
         bare_s, per_token_s, per_context_s = cost.own_s(0, 0), cost.per_token_s, cost.per_context_s
         rates: dict[int, float] = {}  # by the rung's identity: hundreds of sequences share a few
-        mean_output = self._mean_output
+        mean_output = self.lengths.mean
         unread = slots = context = 0
         work_s = timed_work_s = longest = timed_longest = 0.0
         for sequence in sequences:
@@ -293,6 +333,21 @@ class Outlook:
             context=context,
         )
 
+    def _prices(self, survey: _Survey) -> tuple[Prices, dict[Ladder, int]]:
+        """What rungs are worth in this crowd, and the best of each ladder for those without a deadline; in the same
+        crowd they hold for a while."""
+        counts = {ladder: count for ladder, (count, _) in survey.free.items()}
+        crowd = (survey.crowd.sequences, survey.ladders, counts)
+        held, cost = self._held, self.cost
+        if held is None or not held.holds(crowd, cost):
+            worth = {ladder: self.worth(ladder, survey.crowd) for ladder in survey.ladders}
+            price = throughput(survey.free, worth, survey.pinned)
+            prices = Prices(lambda ladder: worth.get(ladder) or self.worth(ladder, survey.crowd), price)
+            best = {ladder: self._best(ladder, values, price) for ladder, values in worth.items()}
+            held = self._held = _Held(crowd, cost, prices, best)
+        held.uses += 1
+        return held.prices, held.best
+
     def _riders(self, survey: _Survey, now: float) -> Riders:
         # Here and not at import, as in `pace.py`.
         from engine.pace_arithmetic import fill_riders
@@ -306,7 +361,7 @@ class Outlook:
         numbers = np.empty((8, count))
         cost, length = self.cost, np.array(survey.lengths, dtype=np.float64)
         fill_riders(
-            numbers, terms, length, read, shown, float(self._mean_output), float(now),
+            numbers, terms, length, read, shown, float(self.lengths.mean), float(now),
             cost.per_token_s, cost.per_context_s, float(self.prefill_chunk),
         )  # fmt: skip
         rows = np.array(survey.rows, dtype=np.int64)
@@ -358,7 +413,7 @@ class Outlook:
 
     def worth(self, ladder: Ladder, crowd: Crowd) -> Worth:
         """Of a ladder's rungs in such a crowd, for answers as long as recent ones."""
-        return worth_of(ladder, self.cost, self.meter, self._mean_output, self.cost_model.deviations, crowd)
+        return worth_of(ladder, self.cost, self.meter, self.lengths.mean, self.cost_model.deviations, crowd)
 
     def _best(self, ladder: Ladder, worth: Worth, price: float) -> int:
         """The rung of the best quality for those without a deadline."""
