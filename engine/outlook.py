@@ -6,7 +6,7 @@ the sequences' state, the fitted cost of a forward and the measured tokens per f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from math import inf
@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.answer_lengths import NOTHING_SEEN, AnswerLengths
 from engine.curve import Curve
-from engine.decoding.last_blocks import Blocks, blocks_of, next_block
+from engine.decoding.last_blocks import next_block
 from engine.decoding.rung_choice import (
     Crowd,
     Ladder,
@@ -24,11 +24,11 @@ from engine.decoding.rung_choice import (
     TokensPerForward,
     Worth,
     preferred,
-    steps_down,
     throughput,
     worth_of,
 )
-from engine.pace import NO_CURVE, NO_PACING, NO_STEPS, NOBODY, Pacing, Ride, Riders, Step, StepTable, longest_s
+from engine.pace import NO_CURVE, NO_PACING, NO_STEPS, NOBODY, Pacing, Ride, Riders, StepTable, longest_s
+from engine.prices import HeldPrices, Prices
 from engine.scheduler import HOLD, PATIENCE
 from engine.sequence import TERMS
 
@@ -37,43 +37,12 @@ if TYPE_CHECKING:
     from engine.plan import Rung
     from engine.sequence import Sequence
 
-PRICES_HOLD, STEADY = 8, 0.05
-"""Looks ahead for which prices hold while nobody comes or goes, and by how much the cost of a forward may move
-meanwhile: what they rest on moves slowly."""
-A_BLOCK = 32
-"""Slots of a long block, for comparing costs."""
 SLIPPED = 0.01
 """The share of deadlines that may be missed: `slip_s` comes to rest where it is so many."""
 SLIPPING = 1.0
 """The `slip_s`, in bases of a forward, from which on forwards are held to the tightest pace."""
 MOST_SLIP = 16.0
 """The longest `slip_s`, in bases of a forward."""
-
-
-class Prices:
-    """The steps of ladders at the engine's present price, worked out once for all who ask."""
-
-    def __init__(self, worth: Callable[[Ladder], Worth], price: float) -> None:
-        """`worth`: of a ladder's rungs in the present crowd. `price`: tokens that a second of the engine is worth."""
-        self._worth = worth
-        self._price = price
-        self._steps: dict[tuple[Ladder, int], tuple[Step, ...]] = {}
-        self._blocks: dict[Ladder, Blocks] = {}
-
-    def steps(self, ladder: Ladder, first_group: int) -> tuple[Step, ...]:
-        """`steps_down` at the price."""
-        key = ladder, first_group
-        found = self._steps.get(key)
-        if found is None:
-            found = self._steps[key] = steps_down(ladder, self._worth(ladder), self._price, first_group)
-        return found
-
-    def blocks(self, ladder: Ladder) -> Blocks:
-        """`blocks_of` at the price."""
-        found = self._blocks.get(ladder)
-        if found is None:
-            found = self._blocks[ladder] = blocks_of(ladder, self._worth(ladder), self._price)
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,30 +129,6 @@ class _Survey:
     pinned: Load
 
 
-@dataclass(slots=True)
-class _Held:
-    """Prices and best rungs of a crowd, and how often they were used."""
-
-    crowd: tuple[int, set[Ladder], dict[Ladder, int]]
-    cost: ForwardCost
-    prices: Prices
-    best: dict[Ladder, int]
-    uses: int = 0
-
-    def holds(self, crowd: tuple[int, set[Ladder], dict[Ladder, int]], cost: ForwardCost) -> bool:
-        """Whether they hold for this crowd, once more."""
-        before = self.cost
-        return (
-            self.uses < PRICES_HOLD
-            and self.crowd == crowd
-            and abs(cost.base_s - before.base_s) <= STEADY * before.base_s
-            and all(
-                abs(cost.own_s(slots, 0) - before.own_s(slots, 0)) <= STEADY * before.own_s(slots, 0)
-                for slots in (1, A_BLOCK)
-            )
-        )
-
-
 class Outlook:
     """Predicts what sequences still need.
 
@@ -200,7 +145,7 @@ class Outlook:
         self.meter = TokensPerForward()
         self.lengths = AnswerLengths()
         self.slip_s = 0.0
-        self._held: _Held | None = None
+        self._held: HeldPrices | None = None
         self._in_use: dict[Ladder, int] = {}  # the rung of each ladder that was worth most the last time
 
     @property
@@ -344,7 +289,7 @@ class Outlook:
             price = throughput(survey.free, worth, survey.pinned)
             prices = Prices(lambda ladder: worth.get(ladder) or self.worth(ladder, survey.crowd), price)
             best = {ladder: self._best(ladder, values, price) for ladder, values in worth.items()}
-            held = self._held = _Held(crowd, cost, prices, best)
+            held = self._held = HeldPrices(crowd, cost, prices, best)
         held.uses += 1
         return held.prices, held.best
 

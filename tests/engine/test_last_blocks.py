@@ -15,8 +15,9 @@ from engine.cost_model import ForwardCost, ForwardCostModel
 from engine.decoding.last_blocks import LEAST_SEEN, WORTH_IT, Blocks, blocks_of, next_block
 from engine.decoding.rung_choice import Load, TokensPerForward, ladder_of, most_valuable, throughput, worth_of
 from engine.engine import Engine
-from engine.outlook import PRICES_HOLD, STEADY, Outlook
+from engine.outlook import Outlook
 from engine.plan import AR, Decoding, Plan, Rung, diffusion, self_speculation
+from engine.prices import PRICES_HOLD, STEADY
 from engine.request import GenerationOptions
 from engine.sequence import Sequence
 from tests.engine.serving import PROMPTS, answer, ask, load
