@@ -28,7 +28,7 @@ from engine.decoding.rung_choice import (
     worth_of,
 )
 from engine.pace import NO_CURVE, NO_PACING, NO_STEPS, NOBODY, Pacing, Ride, Riders, StepTable, longest_s
-from engine.prices import HeldPrices, Prices
+from engine.prices import Prices
 from engine.scheduler import HOLD, PATIENCE
 from engine.sequence import TERMS
 
@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from engine.plan import Rung
     from engine.sequence import Sequence
 
+VIEW_HOLDS, STEADY = 8, 0.05
+"""Looks ahead for which a view without deadlines holds while nobody comes or goes, and by how much the cost of a
+forward may move meanwhile: what it rests on moves slowly."""
+A_BLOCK = 32
+"""Slots of a long block, for comparing costs."""
 SLIPPED = 0.01
 """The share of deadlines that may be missed: `slip_s` comes to rest where it is so many."""
 SLIPPING = 1.0
@@ -129,6 +134,30 @@ class _Survey:
     pinned: Load
 
 
+@dataclass(slots=True)
+class HeldView:
+    """A view without deadlines: for whom and at which cost of a forward it was made, and how often it was used again."""
+
+    sequences: list[Sequence]
+    cost: ForwardCost
+    view: View
+    uses: int = 0
+
+    def holds(self, sequences: Seq[Sequence], cost: ForwardCost) -> bool:
+        """Whether it holds for these, once more. None of them gets a deadline that had none before."""
+        self.uses += 1
+        before = self.cost
+        return (
+            self.uses < VIEW_HOLDS
+            and self.sequences == sequences
+            and abs(cost.base_s - before.base_s) <= STEADY * before.base_s
+            and all(
+                abs(cost.own_s(slots, 0) - before.own_s(slots, 0)) <= STEADY * before.own_s(slots, 0)
+                for slots in (1, A_BLOCK)
+            )
+        )
+
+
 class Outlook:
     """Predicts what sequences still need.
 
@@ -145,7 +174,7 @@ class Outlook:
         self.meter = TokensPerForward()
         self.lengths = AnswerLengths()
         self.slip_s = 0.0
-        self._held: HeldPrices | None = None
+        self._held: HeldView | None = None
         self._in_use: dict[Ladder, int] = {}  # the rung of each ladder that was worth most the last time
 
     @property
@@ -167,8 +196,14 @@ class Outlook:
 
     def view(self, sequences: Seq[Sequence], now: float) -> View:
         """What the deadlines of `sequences` ask of the coming forwards. Those that were given up ask for nothing."""
+        held = self._held
+        if held is not None and held.holds(sequences, self.cost):
+            return held.view
         survey = self._survey(sequences)
-        prices, best = self._prices(survey)
+        worth = {ladder: self.worth(ladder, survey.crowd) for ladder in survey.ladders}
+        price = throughput(survey.free, worth, survey.pinned)
+        prices = Prices(lambda ladder: worth.get(ladder) or self.worth(ladder, survey.crowd), price)
+        best = {ladder: self._best(ladder, values, price) for ladder, values in worth.items()}
         # Without anybody, as on every border of those without a deadline, nothing of it is worked out.
         riders, table, pacing, curve, forward_s = NOBODY, NO_STEPS, NO_PACING, NO_CURVE, survey.fixed_s
         if survey.timed:
@@ -177,7 +212,9 @@ class Outlook:
             curve = Curve(pacing.changes())
             forward_s = curve.rest_s(survey.fixed_s)
         ride = pacing.ride(forward_s)
-        return View(survey.timed, riders, table, pacing, curve, ride, survey.fixed_s, prices, best)
+        view = View(survey.timed, riders, table, pacing, curve, ride, survey.fixed_s, prices, best)
+        self._held = None if survey.timed else HeldView(list(sequences), self.cost, view)
+        return view
 
     def rungs(self, borders: Iterable[Sequence], view: View) -> dict[Sequence, Rung]:
         """The next rung of every sequence in `borders`, whose plans leave it open."""
@@ -199,9 +236,9 @@ class Outlook:
         group = ladder.group_of[base]
         if len(ladder.groups[group]) == 1:
             return ladder.rungs[base]
-        most = limits.max_tokens
+        most, made = limits.max_tokens, sequence.output_tokens
         seen = self.lengths.like(most) if limits.stop_ids and asked is None else NOTHING_SEEN
-        return ladder.rungs[next_block(view.prices.blocks(ladder), group, base, seen, sequence.output_tokens, most)]
+        return ladder.rungs[next_block(view.prices.blocks(ladder), group, base, seen, made, most)]
 
     def to_give_up(self, view: View) -> Sequence | None:
         """The sequence whose deadline should be given up first, None where all are kept.
@@ -277,21 +314,6 @@ class Outlook:
             slots=slots,
             context=context,
         )
-
-    def _prices(self, survey: _Survey) -> tuple[Prices, dict[Ladder, int]]:
-        """What rungs are worth in this crowd, and the best of each ladder for those without a deadline; in the same
-        crowd they hold for a while."""
-        counts = {ladder: count for ladder, (count, _) in survey.free.items()}
-        crowd = (survey.crowd.sequences, survey.ladders, counts)
-        held, cost = self._held, self.cost
-        if held is None or not held.holds(crowd, cost):
-            worth = {ladder: self.worth(ladder, survey.crowd) for ladder in survey.ladders}
-            price = throughput(survey.free, worth, survey.pinned)
-            prices = Prices(lambda ladder: worth.get(ladder) or self.worth(ladder, survey.crowd), price)
-            best = {ladder: self._best(ladder, values, price) for ladder, values in worth.items()}
-            held = self._held = HeldPrices(crowd, cost, prices, best)
-        held.uses += 1
-        return held.prices, held.best
 
     def _riders(self, survey: _Survey, now: float) -> Riders:
         # Here and not at import, as in `pace.py`.

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-LEAST_SEEN = 5
-"""Answers longer than this one is already from which on they say how much is left. Fewer say nothing: then a block
-must be long enough for all that may follow."""
+LEAST_SEEN = 20
+"""Answers longer than this one is already from which on they say how much is left. Fewer say nothing,
+because the next one may be longer than all of them: then a block must be long enough for all that may follow."""
 WORTH_IT = 0.01
 """The least share of what is left to pay by which another block must be cheaper."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,8 @@ from engine.cost_model import ForwardCost, ForwardCostModel
 from engine.decoding.last_blocks import LEAST_SEEN, WORTH_IT, Blocks, blocks_of, next_block
 from engine.decoding.rung_choice import Load, TokensPerForward, ladder_of, most_valuable, throughput, worth_of
 from engine.engine import Engine
-from engine.outlook import Outlook
+from engine.outlook import STEADY, VIEW_HOLDS, Outlook
 from engine.plan import AR, Decoding, Plan, Rung, diffusion, self_speculation
-from engine.prices import PRICES_HOLD, STEADY
 from engine.request import GenerationOptions
 from engine.sequence import Sequence
 from tests.engine.serving import PROMPTS, answer, ask, load
@@ -90,14 +90,14 @@ def test_no_block_is_longer_than_what_an_answer_may_still_have(left: int, length
 
 
 def test_answers_that_were_short_make_short_blocks() -> None:
-    assert chosen(1, [2, 5, 8, 10, 12, 14, 15], 1, 128) == 16
-    assert chosen(1, [2, 5, 8, 10, 12, 14, 15, 30, 31], 1, 128) == 32
+    assert chosen(1, [2, 5, 8, 10, 12, 14, 15] * 3, 1, 128) == 16
+    assert chosen(1, [2, 5, 8, 10, 12, 14, 15, 30, 31] * 3, 1, 128) == 32
 
 
 def test_of_a_long_rest_the_base_takes_the_next_block() -> None:
     """Also where a shorter one would fit in between: what it saves is a small share, and can be had later."""
     assert chosen(1, [], 1, 4096) == 32
-    assert chosen(1, [3000 + 32 * one + 8 for one in range(10)], 1, 4096) == 32
+    assert chosen(1, [3000 + 32 * one + 8 for one in range(30)], 1, 4096) == 32
 
 
 def test_between_here_and_a_known_end_the_odd_part_is_made_first() -> None:
@@ -155,24 +155,29 @@ def test_the_engine_ends_answers_with_blocks_that_fit_and_the_tokens_are_ar_s() 
     assert drafted([9] * 20, 60_000, 100)[0] == (0, 32), "a deadline is not left to a guess"
 
 
-def sequences_of(engine: Engine, count: int) -> list[Sequence]:
-    options = GenerationOptions(max_tokens=64)
+def sequences_of(engine: Engine, count: int, **fields: Any) -> list[Sequence]:
+    options = GenerationOptions(max_tokens=64, **fields)
     return [engine.intake.sequence(f"{one}", [5, 6, 7], options, Plan(ladder=DRAFTS), 0.0) for one in range(count)]
 
 
-def test_prices_hold_while_the_crowd_and_the_cost_of_a_forward_stay(golden_engine: Engine) -> None:
-    model = ForwardCostModel(prior=LAPTOP)
-    outlook = Outlook(model, 256)
+def test_a_view_holds_while_nobody_comes_or_goes_and_the_cost_of_a_forward_stays(golden_engine: Engine) -> None:
+    outlook = Outlook(ForwardCostModel(prior=LAPTOP), 256)
     two = sequences_of(golden_engine, 2)
-    first = outlook.view(two, 0.0).prices
-    assert all(outlook.view(two, 0.0).prices is first for _ in range(PRICES_HOLD - 1))
-    second = outlook.view(two, 0.0).prices
+    first = outlook.view(two, 0.0)
+    assert all(outlook.view(two[:], 0.0) is first for _ in range(VIEW_HOLDS - 1))
+    second = outlook.view(two, 0.0)
     assert second is not first
-    one = outlook.view(two[:1], 0.0).prices
+    one = outlook.view(two[:1], 0.0)
     assert one is not second
-    assert outlook.view(two[:1], 0.0).prices is one
+    assert outlook.view(two[:1], 0.0) is one
     outlook.cost_model = ForwardCostModel(prior=replace(LAPTOP, per_token_s=LAPTOP.per_token_s * (1 + 2 * STEADY)))
-    assert outlook.view(two[:1], 0.0).prices is not one
+    assert outlook.view(two[:1], 0.0) is not one
+
+
+def test_a_view_with_deadlines_is_made_anew(golden_engine: Engine) -> None:
+    outlook = Outlook(ForwardCostModel(prior=LAPTOP), 256)
+    timed = sequences_of(golden_engine, 1, latency_slo_ms=1000.0)
+    assert outlook.view(timed, 0.0) is not outlook.view(timed, 0.0)
 
 
 def test_the_rung_of_a_ladder_of_one_quality_each_is_what_is_asked_for(golden_engine: Engine) -> None:
