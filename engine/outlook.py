@@ -136,7 +136,7 @@ class _Survey:
 
 @dataclass(slots=True)
 class HeldView:
-    """A view without deadlines: for whom and at which cost of a forward it was made, and how often it was used again."""
+    """A view without deadlines, for whom and at which cost of a forward it was made, and how often it was used."""
 
     sequences: list[Sequence]
     cost: ForwardCost
