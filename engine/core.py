@@ -198,7 +198,7 @@ class EngineCore:
             else:
                 self.waiting.remove(sequence)
             self.counters.finished["cut"] += 1
-            self.outlook.ended(False if sequence.plan.promised else None)
+            self.outlook.ended(None, False if sequence.plan.promised else None)
         return events
 
     def _admit(self) -> None:
@@ -252,7 +252,7 @@ class EngineCore:
         ):
             return None
         view = self.outlook.view(present, now)
-        while view.timed and (sequence := self.outlook.to_give_up(view)) is not None:
+        while (sequence := self.outlook.to_give_up(view)) is not None:
             sequence.urgent = False
             view = self.outlook.view(present, now)
         return view
@@ -280,7 +280,7 @@ class EngineCore:
     def _schedule(self, view: View | None, now: float) -> list[Work]:
         """Grants slots and finds pages for them, making room by preemption where it must."""
         forwards = self.counters.forwards
-        paces = self.outlook.paces(view) if view is not None and view.timed else {}
+        paces = {} if view is None else self.outlook.paces(view)
         wants = [
             Want(
                 index,
@@ -361,9 +361,8 @@ class EngineCore:
         self.counters.finished[sequence.finish_reason or "cancelled"] += 1
         due_s = sequence.due_s if sequence.plan.promised else None
         # What nothing stops has the length that was asked for, which says nothing of answers.
-        if sequence.limits.stop_ids:
-            self.outlook.lengths.observe(sequence.output_tokens, sequence.limits.max_tokens)
-        self.outlook.ended(None if due_s is None else now <= due_s)
+        length = sequence.output_tokens if sequence.limits.stop_ids else None
+        self.outlook.ended(length, None if due_s is None else now <= due_s)
 
     def _share_pages(self, sequence: Sequence) -> None:
         """Makes pages findable whose every token is committed."""

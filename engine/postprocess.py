@@ -244,8 +244,10 @@ class Postprocessor:
         append_tokens(sequence, canvas.tokens[1:kept])
         sequence.cached += kept
         sequence.canvas = None
-        forwards, sequence.block_forwards = sequence.block_forwards + 1, 0
+        sequence.block_forwards += 1
         sequence.report.blocks += 1
+        self.meter.observe(rung, kept, sequence.block_forwards)
+        sequence.block_forwards = 0
         set_pending(sequence, pick)
         if sequence.score:
             values = scores
@@ -260,9 +262,6 @@ class Postprocessor:
         if self.observer is not None:
             self.observer(sequence.id, "look", list(sequence.tokens[-kept:]))
         cut_at_limits(sequence, first_new)
-        if sequence.finish_reason is None:
-            # A last block does not say how much is kept of one: what was drafted beyond the end is nothing.
-            self.meter.observe(rung, kept, forwards)
 
 
 def _with_rows(work: list[Work]) -> list[tuple[Work, int]]:

@@ -148,7 +148,7 @@ class Sequence:
         self.timed = self.urgent = self.due_s is not None or self.first_due_s is not None
         self.pinned = plan.pinned
         self.ladder = ladder_of(plan.ladder)
-        self.first_group = self.ladder.group_of[plan.start]
+        self.first_group = self.ladder.group_of(plan.start)
         self.terms = self._terms()
         if not self.plan.schedule:
             # The ladder's own object: rungs are told apart by identity while the engine runs.
