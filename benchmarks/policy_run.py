@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 IDLE_WAIT_S = 10.0
 LEAST_WAIT_S = 0.005
+"""Short beside a window; a few hundred looks at the clock a second at most."""
 T = TypeVar("T")
 
 

@@ -49,7 +49,7 @@ def engines() -> Iterator[list[Engine]]:
         engine.stop()
 
 
-def watched(engines: list[Engine]) -> list[tuple[float, float, int]]:
+def watched(engines: list[Engine], monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float, int]]:
     """Where every forward's begin, end and engine will be noted; before there are turns."""
     seen: list[tuple[float, float, int]] = []
 
@@ -60,12 +60,12 @@ def watched(engines: list[Engine]) -> list[tuple[float, float, int]]:
         return events
 
     for place, engine in enumerate(engines):
-        engine.core.step = partial(step, place, engine.core.step)  # type: ignore[method-assign]
+        monkeypatch.setattr(engine.core, "step", partial(step, place, engine.core.step))
     return seen
 
 
-def test_one_forward_at_a_time_and_each_its_share(engines: list[Engine]) -> None:
-    seen = watched(engines)
+def test_one_forward_at_a_time_and_each_its_share(engines: list[Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watched(engines, monkeypatch)
     turns = Turns(engines)
     begun = time.perf_counter()
     closed = in_loop(turns.closed_loops({0: AR_ONLY, 2: DRAFTS}, [REQUEST], 3, Window(0.0, 8 * TURN_S)))
