@@ -10,7 +10,7 @@ its process; what fails, hangs or dies is reported in its place and does not sto
 - `correctness`: kernels against plain references, bf16 against float32, and whole answers against the CPU's;
 - `kernels`: kernel by kernel against torch eager and torch.compile, on the 14B's shapes;
 - `forward`: forwards of 14B-, 8B- and 3B-shaped random weights against the floor, launched eagerly and as a CUDA graph;
-- `end_to_end`: tokens per second of the three modes at forced tokens per forward against the released loops on the same
+- `end_to_end`: tokens per second of the modes at forced tokens per forward against the released loops on the same
   weights, and the share of time in which the GPU waits between forwards.
 
 Then the bars, each with its value or "not measured". Needs torch, Triton, NumPy, safetensors and tokenizers, for the

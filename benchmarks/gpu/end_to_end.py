@@ -1,11 +1,12 @@
-"""Tokens per second of the three modes against the released loops on the same weights, and how long the GPU waits.
+"""Tokens per second of the modes against the released loops on the same weights, and how long the GPU waits.
 
 How many tokens a forward yields is forced, because random weights predict nothing:
 
 - AR: one, as always;
 - diffusion: blocks of 32 with a budget of 8 steps and no threshold, so 8 forwards and the look: 32 / 9 a forward;
-- self-speculation: blocks of 32 on a model that chooses the same token everywhere (`RandomWeights.agreeing`), so that
-  AR accepts every draft: 32 in two forwards.
+- diffusion with a threshold: on a model that chooses the same token everywhere (`RandomWeights.agreeing`), and is sure
+  of it, so that one step fills a block: 32 in two forwards. After each of them the host must know what was chosen;
+- self-speculation: blocks of 32 on that model, so that AR accepts every draft: 32 in two forwards.
 
 `engine in graphs` is the same loop with `cuda_graphs` (`engine/graphs.py`).
 
@@ -41,13 +42,19 @@ from engine.model.transformer import Transformer
 from engine.plan import AR, Rung, diffusion, self_speculation
 
 STEPS = 8
-MODES: dict[str, Rung] = {"ar": AR, "diffusion": diffusion(32, STEPS), "self-speculation": self_speculation(32)}
-FORCED = {"ar": 1.0, "diffusion": 32 / (STEPS + 1), "self-speculation": 16.0}
+THRESHOLD = 0.9
+MODES: dict[str, Rung] = {
+    "ar": AR,
+    "diffusion": diffusion(32, STEPS),
+    "diffusion by threshold": diffusion(32, STEPS, THRESHOLD),
+    "self-speculation": self_speculation(32),
+}
+FORCED = {"ar": 1.0, "diffusion": 32 / (STEPS + 1), "diffusion by threshold": 16.0, "self-speculation": 16.0}
 """Tokens per forward of a request, its prompt not counted."""
 IN_GRAPHS = "engine in graphs"
 CONCURRENT = (1, 32)
 PROMPT_TOKENS = 128
-TOKENS = {"ar": 128, "diffusion": 256, "self-speculation": 256}
+TOKENS = {"ar": 128, "diffusion": 256, "diffusion by threshold": 256, "self-speculation": 256}
 """Of an answer, multiples of 32: so many that reading the prompt is a small part of the time."""
 TINY_TOKENS = 32
 KV_TOKENS = max(CONCURRENT) * (PROMPT_TOKENS + max(TOKENS.values()) + 64)
@@ -188,6 +195,7 @@ def reference(section: Section, loops: Any, name: str, mode: str, tokens: int) -
     call = {
         "ar": partial(loops.ar_generate, prompt, tokens),
         "diffusion": partial(loops.generate, prompt, tokens, 32, None, STEPS),
+        "diffusion by threshold": partial(loops.generate, prompt, tokens, 32, THRESHOLD),
         "self-speculation": partial(loops.linear_spec_generate, prompt, tokens, 32),
     }[mode]
     call()

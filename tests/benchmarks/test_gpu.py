@@ -115,7 +115,7 @@ def test_modes_run_at_the_tokens_per_forward_that_were_forced(report: dict[str, 
     found = rows(report, "end_to_end")
     assert len(found) == len(end_to_end.MODES) * (len(end_to_end.CONCURRENT) + 1)
     # Of 32 tokens AR's first comes from the prompt, and a diffusion block that is the last needs no look.
-    short = {"ar": 32 / 31, "diffusion": 32 / 8, "self-speculation": 16.0}
+    short = {"ar": 32 / 31, "diffusion": 32 / 8, "diffusion by threshold": 32.0, "self-speculation": 16.0}
     for mode, forced in short.items():
         for concurrency in end_to_end.CONCURRENT:
             row = found[f"engine, {mode}, {concurrency}"]
