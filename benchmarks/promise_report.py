@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.promise_trace import EQUIVALENT_TIERS, SHARES
+from deployments.reported_plan import as_predicted_of
 from engine.calibration.bootstrap import Interval, mean_interval, widened
 
 if TYPE_CHECKING:
@@ -232,7 +233,8 @@ def predictions(cells: Iterable[Cell], load: float) -> dict[str, Any]:
             if one.latency_ms is None or one.predicted_p95_ms is None or one.plan is None:
                 continue
             mode = one.plan.first.decoding.value
-            kept = {entry.rung.policy() for entry in one.entries} == {one.plan.first.policy()}
+            used = [entry.rung for entry in one.entries]
+            kept = as_predicted_of(one.plan.first, used, bounded=one.request.slo_ms is not None)
             for name in (mode, f"{mode}, rung kept") if kept else (mode,):
                 ratios.setdefault(name, []).append(one.latency_ms / one.predicted_p95_ms)
                 actual.setdefault(name, []).append((one.latency_ms, one.predicted_p95_ms))

@@ -105,7 +105,7 @@ class PartTimer:
         core._look_ahead = self._timed("deadlines and prices", core._look_ahead)  # type: ignore[method-assign]
         core._open_borders = self._timed("rungs at borders", core._open_borders)  # type: ignore[method-assign]
         core._schedule = self._timed("slots and pages", core._schedule)  # type: ignore[method-assign]
-        core.outlook.rungs = self._timed("choosing rungs", core.outlook.rungs)  # type: ignore[method-assign]
+        core.outlook.next_blocks = self._timed("choosing rungs", core.outlook.next_blocks)  # type: ignore[method-assign]
         setattr(core_module, "share_slots", self._timed("sharing slots", scheduler.share_slots))  # noqa: B010
 
     def step(self) -> list[EngineSequence]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from deployments.history import Calibration, OutputLengths, Quantile
 from deployments.prediction_tables import policy_name
-from deployments.reported_plan import rungs_used
+from deployments.reported_plan import as_long_as_of, as_predicted_of, rungs_used
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,11 +61,11 @@ class Experience:
             self.idle_overhead_ms.observe(overhead_ms)
         rungs = rungs_used(answered.entries)
         first = planned.plan.first
-        kept = len(rungs) == 1 and rungs[0].policy() == first.policy()
-        name = policy_name(rungs[0]) if len(rungs) == 1 else ""
+        alike = next((rung for rung in (first, *rungs) if as_long_as_of(rung, rungs)), None)
+        name = "" if alike is None else policy_name(alike)
         seen = self.lengths.observe if answered.stopped else self.lengths.observe_cut
         seen(len(job.prompt), answered.completion_tokens, job.tier.name, name)
-        if kept and not answered.replanned:
+        if as_predicted_of(first, rungs, bounded=job.goal.bounded) and not answered.replanned:
             predicted_ms = planned.prediction.p95_s / planned.scale * 1e3
             self.calibration.observe(
                 job.tier.name, job.goal.bounded, first.decoding.value, answered.engine_ms / predicted_ms

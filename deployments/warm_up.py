@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from engine.decoding.last_blocks import next_block
 from engine.plan import AR, Plan, Rung, diffusion
 from engine.request import GenerationOptions
 
@@ -51,6 +52,7 @@ def _compile(engine: Engine) -> None:
     sequence = engine.intake.sequence("warm-up", [1], options, Plan(ladder=(AR,)), 0.0)
     view = engine.core.outlook.view([sequence], 0.0)
     view.curve.room_s(view.fixed_s, view.ride.forward_s, 2 * view.ride.forward_s)
+    next_block(view.prices.blocks(sequence.ladder), 0, 0, engine.core.outlook.lengths.like(1), 1, 2)
 
 
 def _run(engine: Engine, rng: random.Random, rungs: Sequence[Rung], lengths: Sequence[int], output: int) -> None:

@@ -68,7 +68,7 @@ class Admission:
         """
         plan = newcomer.plan
         ladder = ladder_of((plan.first,) if plan.pinned else plan.ladder)
-        group = 0 if plan.pinned else ladder.group_of(plan.start)
+        group = 0 if plan.pinned else ladder.group_of[plan.start]
         steps = company.prices.steps(ladder, group)
         # As many riders as there are steps to start on: it may leave more room, to itself and to the others, from a
         # later one than on the way there.

@@ -14,7 +14,7 @@ from engine.decoding.canvas import may_change, open_canvas
 from engine.events import Event
 from engine.in_a_row import Row, row_of, run_row
 from engine.kv_cache import PagePool, page_key, root_key
-from engine.outlook import Outlook, View
+from engine.outlook import NextBlock, Outlook, View
 from engine.pace import reserve
 from engine.plan import PlanEntry, Rung
 from engine.postprocess import Postprocessor, Work
@@ -198,7 +198,7 @@ class EngineCore:
             else:
                 self.waiting.remove(sequence)
             self.counters.finished["cut"] += 1
-            self.outlook.ended(None, False if sequence.plan.promised else None)
+            self.outlook.ended(False if sequence.plan.promised else None)
         return events
 
     def _admit(self) -> None:
@@ -252,7 +252,7 @@ class EngineCore:
         ):
             return None
         view = self.outlook.view(present, now)
-        while (sequence := self.outlook.to_give_up(view)) is not None:
+        while view.timed and (sequence := self.outlook.to_give_up(view)) is not None:
             sequence.urgent = False
             view = self.outlook.view(present, now)
         return view
@@ -261,13 +261,15 @@ class EngineCore:
         """Chooses rungs for sequences at a border and opens their canvases."""
         borders = [sequence for sequence in self.running if sequence.at_border]
         free = [sequence for sequence in borders if not sequence.pinned and may_change(sequence)]
-        choices = {} if view is None else self.outlook.rungs(free, view)
+        choices = {} if view is None else self.outlook.next_blocks(free, view)
         for sequence in borders:
             plan = sequence.plan
             begun = sequence.output_tokens - 1
-            rung = plan.rung_at(begun) if plan.schedule else choices.get(sequence, sequence.rung)
+            kept = plan.rung_at(begun) if plan.schedule else sequence.rung
+            rung, fitted = choices.get(sequence) or NextBlock(kept)
             self._use_rung(sequence, rung)
             open_canvas(sequence, self.mask_token_id)
+            sequence.open_canvas.fitted = fitted
 
     def _use_rung(self, sequence: Sequence, rung: Rung) -> None:
         entries = sequence.report.plan
@@ -280,7 +282,7 @@ class EngineCore:
     def _schedule(self, view: View | None, now: float) -> list[Work]:
         """Grants slots and finds pages for them, making room by preemption where it must."""
         forwards = self.counters.forwards
-        paces = {} if view is None else self.outlook.paces(view)
+        paces = self.outlook.paces(view) if view is not None and view.timed else {}
         wants = [
             Want(
                 index,
@@ -361,8 +363,9 @@ class EngineCore:
         self.counters.finished[sequence.finish_reason or "cancelled"] += 1
         due_s = sequence.due_s if sequence.plan.promised else None
         # What nothing stops has the length that was asked for, which says nothing of answers.
-        length = sequence.output_tokens if sequence.limits.stop_ids else None
-        self.outlook.ended(length, None if due_s is None else now <= due_s)
+        if sequence.limits.stop_ids:
+            self.outlook.lengths.observe(sequence.output_tokens, sequence.limits.max_tokens)
+        self.outlook.ended(None if due_s is None else now <= due_s)
 
     def _share_pages(self, sequence: Sequence) -> None:
         """Makes pages findable whose every token is committed."""

@@ -6,7 +6,7 @@ the sequences' state, the fitted cost of a forward and the measured tokens per f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from math import inf
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from engine.answer_lengths import NOTHING_SEEN, AnswerLengths
 from engine.curve import Curve
+from engine.decoding.last_blocks import next_block
 from engine.decoding.rung_choice import (
     Crowd,
     Ladder,
@@ -22,11 +24,11 @@ from engine.decoding.rung_choice import (
     TokensPerForward,
     Worth,
     preferred,
-    steps_down,
     throughput,
     worth_of,
 )
-from engine.pace import NO_CURVE, NO_PACING, NO_STEPS, NOBODY, Pacing, Ride, Riders, Step, StepTable, longest_s
+from engine.pace import NO_CURVE, NO_PACING, NO_STEPS, NOBODY, Pacing, Ride, Riders, StepTable, longest_s
+from engine.prices import Prices
 from engine.scheduler import HOLD, PATIENCE
 from engine.sequence import TERMS
 
@@ -35,34 +37,17 @@ if TYPE_CHECKING:
     from engine.plan import Rung
     from engine.sequence import Sequence
 
-PRIOR_OUTPUT_TOKENS = 64.0
-PRIOR_ANSWERS, MOST_ANSWERS = 20, 100
-"""Answers that the prior length counts for, and those that the past counts for at most: lengths spread as widely as
-they are long, and a mean of few would make rungs change for nothing."""
+VIEW_HOLDS, STEADY = 8, 0.05
+"""Looks ahead for which a view without deadlines holds while nobody comes or goes, and by how much the cost of a
+forward may move meanwhile: what it rests on moves slowly."""
+A_BLOCK = 32
+"""Slots of a long block, for comparing costs."""
 SLIPPED = 0.01
 """The share of deadlines that may be missed: `slip_s` comes to rest where it is so many."""
 SLIPPING = 1.0
 """The `slip_s`, in bases of a forward, from which on forwards are held to the tightest pace."""
 MOST_SLIP = 16.0
 """The longest `slip_s`, in bases of a forward."""
-
-
-class Prices:
-    """The steps of ladders at the engine's present price, worked out once for all who ask."""
-
-    def __init__(self, worth: Callable[[Ladder], Worth], price: float) -> None:
-        """`worth`: of a ladder's rungs in the present crowd. `price`: tokens that a second of the engine is worth."""
-        self._worth = worth
-        self._price = price
-        self._steps: dict[tuple[Ladder, int], tuple[Step, ...]] = {}
-
-    def steps(self, ladder: Ladder, first_group: int) -> tuple[Step, ...]:
-        """`steps_down` at the price."""
-        key = ladder, first_group
-        found = self._steps.get(key)
-        if found is None:
-            found = self._steps[key] = steps_down(ladder, self._worth(ladder), self._price, first_group)
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +97,14 @@ class Company:
         return inf if self.most_s == inf else self.curve.room_s(self.fixed_s, self.forward_s, self.most_s)
 
 
+class NextBlock(NamedTuple):
+    """What a sequence opens at a border: a block of `rung`; `fitted` to an end that the answer may have in it, and so
+    not of the rung for the long run (`engine/decoding/last_blocks.py`)."""
+
+    rung: Rung
+    fitted: bool = False
+
+
 class Backlog(NamedTuple):
     """What sequences have ahead of them.
 
@@ -149,11 +142,35 @@ class _Survey:
     pinned: Load
 
 
+@dataclass(slots=True)
+class HeldView:
+    """A view without deadlines, for whom and at which cost of a forward it was made, and how often it was used."""
+
+    sequences: list[Sequence]
+    cost: ForwardCost
+    view: View
+    uses: int = 0
+
+    def holds(self, sequences: Seq[Sequence], cost: ForwardCost) -> bool:
+        """Whether it holds for these, once more. None of them gets a deadline that had none before."""
+        self.uses += 1
+        before = self.cost
+        return (
+            self.uses < VIEW_HOLDS
+            and self.sequences == sequences
+            and abs(cost.base_s - before.base_s) <= STEADY * before.base_s
+            and all(
+                abs(cost.own_s(slots, 0) - before.own_s(slots, 0)) <= STEADY * before.own_s(slots, 0)
+                for slots in (1, A_BLOCK)
+            )
+        )
+
+
 class Outlook:
     """Predicts what sequences still need.
 
     Attributes:
-        meter: tokens per forward of every rung, as measured here.
+        meter: tokens per forward of every rung, as measured here. lengths: of answers.
         slip_s: by how much a newcomer's deadline is taken to be earlier than it is. What makes deadlines slip is seen
             only when it happens (stalls, other threads, bursts), so every miss adds a forward's base and every deadline
             that was kept takes a hundredth of that away again.
@@ -163,9 +180,9 @@ class Outlook:
         self.cost_model = cost_model
         self.prefill_chunk = prefill_chunk
         self.meter = TokensPerForward()
-        self._mean_output = PRIOR_OUTPUT_TOKENS
-        self._answers = PRIOR_ANSWERS
+        self.lengths = AnswerLengths()
         self.slip_s = 0.0
+        self._held: HeldView | None = None
         self._in_use: dict[Ladder, int] = {}  # the rung of each ladder that was worth most the last time
 
     @property
@@ -178,12 +195,8 @@ class Outlook:
         slipping = min(1.0, self.slip_s / max(SLIPPING * self.cost.base_s, 1e-9))
         return HOLD - (HOLD - 1.0) * slipping
 
-    def ended(self, output_tokens: int | None, in_time: bool | None = None) -> None:
-        """Learns from a finished answer: its length (None: it was not the answer's own), and whether its deadline was
-        kept (None: it had none)."""
-        if output_tokens is not None:
-            self._mean_output += (output_tokens - self._mean_output) / self._answers
-            self._answers = min(self._answers + 1, MOST_ANSWERS)
+    def ended(self, in_time: bool | None) -> None:
+        """Learns from a finished answer whether its deadline was kept (None: it had none)."""
         if in_time is not None:
             base_s = self.cost.base_s
             step_s = -SLIPPED * base_s if in_time else base_s
@@ -191,6 +204,9 @@ class Outlook:
 
     def view(self, sequences: Seq[Sequence], now: float) -> View:
         """What the deadlines of `sequences` ask of the coming forwards. Those that were given up ask for nothing."""
+        held = self._held
+        if held is not None and held.holds(sequences, self.cost):
+            return held.view
         survey = self._survey(sequences)
         worth = {ladder: self.worth(ladder, survey.crowd) for ladder in survey.ladders}
         price = throughput(survey.free, worth, survey.pinned)
@@ -204,19 +220,32 @@ class Outlook:
             curve = Curve(pacing.changes())
             forward_s = curve.rest_s(survey.fixed_s)
         ride = pacing.ride(forward_s)
-        return View(survey.timed, riders, table, pacing, curve, ride, survey.fixed_s, prices, best)
+        view = View(survey.timed, riders, table, pacing, curve, ride, survey.fixed_s, prices, best)
+        self._held = None if survey.timed else HeldView(list(sequences), self.cost, view)
+        return view
 
-    def rungs(self, borders: Iterable[Sequence], view: View) -> dict[Sequence, Rung]:
-        """The next rung of every sequence in `borders`, whose plans leave it open."""
+    def next_blocks(self, borders: Iterable[Sequence], view: View) -> dict[Sequence, NextBlock]:
+        """The next block of every sequence in `borders`, whose plans leave it open."""
         self._in_use |= view.best
         asked = {}
         for sequence, row, place in zip(
             view.timed, view.riders.ladder.tolist(), view.ride.places.tolist(), strict=True
         ):
             asked[sequence] = view.table.steps[row][place].rung
-        return {
-            sequence: sequence.ladder.rungs[asked.get(sequence, view.best[sequence.ladder])] for sequence in borders
-        }
+        return {sequence: self._next_block(sequence, asked.get(sequence), view) for sequence in borders}
+
+    def _next_block(self, sequence: Sequence, asked: int | None, view: View) -> NextBlock:
+        """The next block; `asked`: the rung (index) that its deadline asks for, None without one."""
+        ladder, limits = sequence.ladder, sequence.limits
+        base = view.best[ladder] if asked is None else asked
+        group = ladder.group_of[base]
+        # What deadlines ask for reckons with whole blocks of one rung: their answers say whether that is right.
+        if sequence.timed or len(ladder.groups[group]) == 1:
+            return NextBlock(ladder.rungs[base])
+        most, made = limits.max_tokens, sequence.output_tokens
+        seen = self.lengths.like(most) if limits.stop_ids else NOTHING_SEEN
+        chosen = next_block(view.prices.blocks(ladder), group, base, seen, made, most)
+        return NextBlock(ladder.rungs[chosen], fitted=chosen != base)
 
     def to_give_up(self, view: View) -> Sequence | None:
         """The sequence whose deadline should be given up first, None where all are kept.
@@ -255,7 +284,7 @@ class Outlook:
         # As `ForwardCost.own_s`, without a call for each of hundreds of sequences.
         bare_s, per_token_s, per_context_s = cost.own_s(0, 0), cost.per_token_s, cost.per_context_s
         rates: dict[int, float] = {}  # by the rung's identity: hundreds of sequences share a few
-        mean_output = self._mean_output
+        mean_output = self.lengths.mean
         unread = slots = context = 0
         work_s = timed_work_s = longest = timed_longest = 0.0
         for sequence in sequences:
@@ -306,7 +335,7 @@ class Outlook:
         numbers = np.empty((8, count))
         cost, length = self.cost, np.array(survey.lengths, dtype=np.float64)
         fill_riders(
-            numbers, terms, length, read, shown, float(self._mean_output), float(now),
+            numbers, terms, length, read, shown, float(self.lengths.mean), float(now),
             cost.per_token_s, cost.per_context_s, float(self.prefill_chunk),
         )  # fmt: skip
         rows = np.array(survey.rows, dtype=np.int64)
@@ -358,7 +387,7 @@ class Outlook:
 
     def worth(self, ladder: Ladder, crowd: Crowd) -> Worth:
         """Of a ladder's rungs in such a crowd, for answers as long as recent ones."""
-        return worth_of(ladder, self.cost, self.meter, self._mean_output, self.cost_model.deviations, crowd)
+        return worth_of(ladder, self.cost, self.meter, self.lengths.mean, self.cost_model.deviations, crowd)
 
     def _best(self, ladder: Ladder, worth: Worth, price: float) -> int:
         """The rung of the best quality for those without a deadline."""

@@ -98,6 +98,7 @@ class Riders:
         return len(self.ladder)
 
 
+_NO_FLAGS = np.empty(0, dtype=np.bool_)
 NOBODY = Riders(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), *(np.zeros(0) for _ in range(8)))
 
 
@@ -185,14 +186,15 @@ class Pacing:
     def ride(self, forward_s: float) -> Ride:
         """The riders in forwards of this length."""
         count = len(self)
+        if not count:
+            return Ride(forward_s, NOBODY.ladder, _NO_FLAGS, _NO_FLAGS, NOBODY.tokens)
+        from engine.pace_arithmetic import fill_ride
+
         places, pace_s = np.empty(count, dtype=np.int64), np.empty(count)
         tight, late = np.empty((2, count), dtype=np.bool_)
-        if count:
-            from engine.pace_arithmetic import fill_ride
-
-            fill_ride(
-                places, tight, late, pace_s, self._limits_s, self.pace_s, self.quickest, float(forward_s), SAFETY, LOST
-            )
+        fill_ride(
+            places, tight, late, pace_s, self._limits_s, self.pace_s, self.quickest, float(forward_s), SAFETY, LOST
+        )
         return Ride(forward_s, places, tight, late, pace_s)
 
 

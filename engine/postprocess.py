@@ -244,9 +244,9 @@ class Postprocessor:
         append_tokens(sequence, canvas.tokens[1:kept])
         sequence.cached += kept
         sequence.canvas = None
-        sequence.block_forwards += 1
         sequence.report.blocks += 1
-        self.meter.observe(rung, kept, sequence.block_forwards)
+        if not canvas.fitted:
+            self.meter.observe(rung, kept, sequence.block_forwards + 1)
         sequence.block_forwards = 0
         set_pending(sequence, pick)
         if sequence.score:

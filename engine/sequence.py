@@ -71,7 +71,8 @@ class Sampling:
 class Canvas:
     """The block in work: `tokens[0]` is pending; whether a slot is masked is a flag, never a comparison of ids.
 
-    `first_stop` is the offset of the first stop id that no mask precedes, -1 for none.
+    `first_stop` is the offset of the first stop id that no mask precedes, -1 for none. `fitted`: its length was chosen
+    for the end of the answer, so that it says nothing of what is kept of the rung's blocks.
     """
 
     tokens: list[int]
@@ -79,6 +80,7 @@ class Canvas:
     masks_left: int
     step: int = 0
     first_stop: int = -1
+    fitted: bool = False
 
     @property
     def drafting(self) -> bool:
@@ -148,7 +150,7 @@ class Sequence:
         self.timed = self.urgent = self.due_s is not None or self.first_due_s is not None
         self.pinned = plan.pinned
         self.ladder = ladder_of(plan.ladder)
-        self.first_group = self.ladder.group_of(plan.start)
+        self.first_group = self.ladder.group_of[plan.start]
         self.terms = self._terms()
         if not self.plan.schedule:
             # The ladder's own object: rungs are told apart by identity while the engine runs.

@@ -118,27 +118,27 @@ class Ladder:
 
     Attributes:
         groups: places of rungs of equal expected quality, best first (`engine.plan.of_equal_quality`).
+        group_of: of each rung, its place among `groups`.
         lengths, most_forwards, priors: of the rungs' blocks, most forwards of one, and tokens per forward where nothing
             was measured.
     """
 
     rungs: tuple[Rung, ...]
     groups: tuple[tuple[int, ...], ...]
+    group_of: tuple[int, ...]
     lengths: tuple[int, ...]
     most_forwards: tuple[int, ...]
     priors: tuple[float, ...]
-
-    def group_of(self, index: int) -> int:
-        """The place among `groups` of the rung `index`."""
-        return next(place for place, group in enumerate(self.groups) if index in group)
 
 
 @lru_cache(maxsize=MOST_LADDERS)
 def ladder_of(rungs: tuple[Rung, ...]) -> Ladder:
     """The ladder of these rungs."""
+    groups = of_equal_quality(rungs)
     return Ladder(
         rungs,
-        of_equal_quality(rungs),
+        groups,
+        tuple(next(place for place, group in enumerate(groups) if index in group) for index in range(len(rungs))),
         tuple(rung.block_length for rung in rungs),
         tuple(rung.most_forwards_per_block for rung in rungs),
         tuple(_prior(rung) for rung in rungs),

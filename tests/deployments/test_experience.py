@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from deployments.openai_types import CompletionRequest
 from deployments.planner import Planned
 from deployments.planning import Planning
 from deployments.settings import AppArgs
-from engine.plan import PlanEntry, Rung, diffusion
+from engine.plan import Decoding, PlanEntry, Rung, diffusion, self_speculation
 from engine.request import parse_options
 
 LOAD = ReplicaLoad("a")
@@ -65,6 +66,38 @@ def test_an_answer_that_left_its_rung_says_nothing_of_the_prediction(planning: P
     for _ in range(ENOUGH):
         learn(planning, 5.0, rung=diffusion(8, 3), latency_slo_ms=5000)
     assert planned(planning, latency_slo_ms=5000)[1].scale == 1.0
+
+
+def learn_ends(planning: Planning, first: Rung, last: Rung, **fields: Any) -> Planned:
+    """Answers of 20 tokens that ended with a block of `last`, at twice what was predicted; then a new plan."""
+    for _ in range(ENOUGH):
+        job, plan = planned(planning, **fields)
+        entries = [PlanEntry(0, first).to_dict(), PlanEntry(16, last).to_dict()]
+        said = answered(first, plan.prediction.p95_s * 1e3 / plan.scale * 2, completion_tokens=20)
+        planning.experience.learn(job, plan, replace(said, entries=entries))
+    return planned(planning, **fields)[1]
+
+
+def test_ends_of_the_same_tokens_count_for_the_first_rung_where_no_deadline_chose_them(planning: Planning) -> None:
+    first = planned(planning)[1].plan.first
+    assert first.decoding is Decoding.SELF_SPECULATION
+    after = learn_ends(planning, first, self_speculation(8))
+    assert after.scale == pytest.approx(2.0)
+    assert "this tier, rung" in after.length.source
+    assert after.length.reckoned == 20
+
+
+def test_with_a_deadline_they_count_for_its_length_alone(planning: Planning) -> None:
+    first = planned(planning, latency_slo_ms=5000)[1].plan.first
+    after = learn_ends(planning, first, self_speculation(8), latency_slo_ms=5000)
+    assert after.scale == 1.0
+    assert "this tier, rung" in after.length.source
+
+
+def test_tokens_of_another_quality_say_nothing_of_the_first_rung(planning: Planning) -> None:
+    after = learn_ends(planning, planned(planning)[1].plan.first, diffusion(8, 3))
+    assert after.scale == 1.0
+    assert "this tier and prompt length" in after.length.source
 
 
 def test_the_path_is_measured_on_answers_that_went_straight_to_their_replica(planning: Planning) -> None:

@@ -21,9 +21,10 @@ from engine.admission import Admission, Newcomer
 from engine.cost_model import ForwardCost, ForwardCostModel
 from engine.curve import Curve
 from engine.decoding.rung_choice import Crowd
-from engine.outlook import Company, Outlook, Prices
+from engine.outlook import Company, Outlook
 from engine.pace import SAFETY, Pacing, Riders, Step, StepTable, longest_s
 from engine.plan import AR, Decoding, Plan, self_speculation
+from engine.prices import Prices
 from engine.request import GenerationOptions
 from tests.deployments.plans_by_hand import (
     BLOCK,

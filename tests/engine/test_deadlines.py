@@ -101,16 +101,18 @@ def test_under_overload_what_was_admitted_is_kept_and_batch_still_ends() -> None
 
 
 def test_far_beyond_capacity_forwards_are_held_to_the_tightest_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without that, an eighth is late here: what is nearly as tight makes forwards too long for the tightest."""
+    """Without that, a fifth is late here: what is nearly as tight makes forwards too long for the tightest."""
 
     def in_time() -> tuple[int, float]:
-        requests = traffic(rate=90, seconds=5, seed=5)
-        VirtualEngine(admission=True).run(requests)
-        timed = [request for request in requests if not request.refused and request.slo_s is not None]
+        timed = []
+        for seed in (5, 6, 7):
+            requests = traffic(rate=90, seconds=5, seed=seed)
+            VirtualEngine(admission=True).run(requests)
+            timed += [request for request in requests if not request.refused and request.slo_s is not None]
         return sum(request.in_time for request in timed), share_in_time(timed)
 
     kept, share = in_time()
-    assert share >= 0.93
+    assert share >= 0.92
     monkeypatch.setattr(Outlook, "hold", HOLD)
     kept_without, share_without = in_time()
     assert share_without < 0.9
