@@ -6,8 +6,10 @@ laying out nor running a batch waits for the device.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -51,7 +53,7 @@ def build_device_batch(
         raise ValueError(f"batch has {count} tokens; its bucket has {total}")
 
     token_ids, positions, slots = (np.zeros(total, dtype=np.int64) for _ in range(3))
-    token_ids[:count] = np.concatenate([segment.tokens for segment in segments])
+    token_ids[:count] = _integers((segment.tokens for segment in segments), count)
     positions[:count] = np.repeat(starts - first, rows) + np.arange(count)
     own_pages = [np.asarray(segment.pages) for segment in segments]
     pages = np.concatenate(own_pages)
@@ -62,7 +64,9 @@ def build_device_batch(
     drafted = np.array([segment.drafted for segment in segments])
     draft_mask = torch.zeros(total, 1, dtype=dtype)
     draft_mask[:count, 0] = torch.from_numpy(np.repeat(drafted, rows))
-    wanted = [int(at) + offset for at, item in zip(first, segments, strict=True) for offset in item.wanted]
+    wanted_rows = np.array([len(segment.wanted) for segment in segments])
+    wanted_count = int(wanted_rows.sum())
+    wanted = np.repeat(first, wanted_rows) + _integers((segment.wanted for segment in segments), wanted_count)
     work = reach_work(
         starts,
         rows,
@@ -84,7 +88,7 @@ def build_device_batch(
         draft_rows=None,
         draft_count=int(rows @ drafted),
         logit_rows=_padded_rows(wanted, tokens),
-        wanted=len(wanted),
+        wanted=wanted_count,
         last_position=int((starts + rows).max()) - 1,
         query_tokens=count,
         context_tokens=int((starts + rows).sum()),
@@ -147,7 +151,13 @@ def _padded(rows: int) -> int:
     return -(-rows // _ROWS) * _ROWS
 
 
-def _padded_rows(rows: list[int], total: int | None) -> Tensor:
+def _padded_rows(rows: np.ndarray, total: int | None) -> Tensor:
     """Row numbers padded with the first one, or with row 0, to `total` or a multiple of 8."""
-    total = max(_padded(len(rows)), _ROWS) if total is None else total
-    return torch.tensor(rows + (rows[:1] or [0]) * (total - len(rows)))
+    padded = np.full(max(_padded(len(rows)), _ROWS) if total is None else total, rows[0] if len(rows) else 0)
+    padded[: len(rows)] = rows
+    return torch.from_numpy(padded)
+
+
+def _integers(lists: Iterable[list[int]], count: int) -> np.ndarray:
+    """So many numbers, list after list, int64: a list by itself, or a tensor of one, takes longer to read."""
+    return np.fromiter(chain.from_iterable(lists), np.int64, count)

@@ -91,7 +91,9 @@ def random_rows(blocks: list[RowBlock]) -> RandomRows | None:
         top_k=each([sampling.top_k for sampling in samplings], torch.int64),
         top_p=each([sampling.top_p for sampling in samplings], torch.float32),
         seeds=each([seed_bits(sampling.seed) for sampling in samplings], torch.int64),
-        positions=torch.tensor([block.first_position + offset for block, _ in chosen for offset in block.offsets]),
+        positions=torch.from_numpy(
+            np.concatenate([block.first_position + np.array(block.offsets) for block, _ in chosen])
+        ),
         stages=each([int(block.stage) for block, _ in chosen], torch.int64),
         steps=each([block.step for block, _ in chosen], torch.int64),
         choices=torch.zeros(sum(counts), dtype=torch.int64),

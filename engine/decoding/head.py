@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,8 +71,9 @@ def ask(blocks: list[RowBlock], mask_token_id: int) -> Asked:
             filtered = _part(random, has_filter)
         if not bool(has_filter.all()):
             noise = _noise(_part(random, ~has_filter), rows)
-    given = [token for block in blocks for token in block.given or [-1] * block.rows]
-    rules = RowRules(mask_token_id, _banned_table(blocks, rows), torch.tensor(given, dtype=torch.int64), noise)
+    # A thousand numbers: NumPy reads them four times as fast as torch.
+    given = np.fromiter(chain.from_iterable(block.given or [-1] * block.rows for block in blocks), np.int64, rows)
+    rules = RowRules(mask_token_id, _banned_table(blocks, rows), torch.from_numpy(given), noise)
     return Asked(rules, filtered)
 
 
