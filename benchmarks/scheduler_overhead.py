@@ -100,13 +100,16 @@ class PartTimer:
         self._now: dict[str, int] = {}
         self._wall_now = 0
         self.core = core
-        core._cut_late = self._timed("cut late", core._cut_late)  # type: ignore[method-assign]
-        core._admit = self._timed("admit", core._admit)  # type: ignore[method-assign]
-        core._look_ahead = self._timed("deadlines and prices", core._look_ahead)  # type: ignore[method-assign]
-        core._open_borders = self._timed("rungs at borders", core._open_borders)  # type: ignore[method-assign]
-        core._schedule = self._timed("slots and pages", core._schedule)  # type: ignore[method-assign]
-        core.outlook.next_blocks = self._timed("choosing rungs", core.outlook.next_blocks)  # type: ignore[method-assign]
-        setattr(core_module, "share_slots", self._timed("sharing slots", scheduler.share_slots))  # noqa: B010
+        for owner, name, part in (
+            (core, "_cut_late", "cut late"),
+            (core, "_admit", "admit"),
+            (core, "_look_ahead", "deadlines and prices"),
+            (core, "_open_borders", "rungs at borders"),
+            (core, "_schedule", "slots and pages"),
+            (core.outlook, "next_blocks", "choosing rungs"),
+            (core_module, "share_slots", "sharing slots"),
+        ):
+            setattr(owner, name, self._timed(part, getattr(owner, name)))
 
     def step(self) -> list[EngineSequence]:
         """One forward; returns the sequences that ended with it."""

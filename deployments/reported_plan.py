@@ -28,9 +28,9 @@ def rungs_used(entries: Sequence[Mapping[str, Any]]) -> list[Rung]:
     ]
 
 
-def as_long_as_of(first: Rung, used: Collection[Rung]) -> bool:
-    """Whether an answer made with these is as long as with `first` alone: it made all, or all make AR's own tokens."""
-    return all(rung.policy() == first.policy() for rung in used) or all(rung.exact for rung in (first, *used))
+def as_long_as_of(one: Rung, used: Collection[Rung]) -> bool:
+    """Whether an answer made with these is as long as with `one` alone: it made all, or all make AR's own tokens."""
+    return all(rung.policy() == one.policy() for rung in used) or all(rung.exact for rung in (one, *used))
 
 
 def as_predicted_of(first: Rung, used: Collection[Rung], *, bounded: bool) -> bool:
