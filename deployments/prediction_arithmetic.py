@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from deployments.prediction_tables import Floats, LoadRecord, Records, RungRecord
-from engine.compiled import compiled
+from kernels.compiled import compiled
 
 UNKNOWN = 1e-12
 """Tokens per forward of which nothing is known: so few that the most forwards possible are what counts."""

@@ -59,7 +59,7 @@ class Segment:
     causal: bool
     drafted: bool
     wanted: list[int]
-    pages: list[int]
+    pages: Seq[int]
 
     @property
     def end(self) -> int:

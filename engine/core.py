@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING
@@ -170,7 +171,7 @@ class EngineCore:
         if pages is None:
             return False
         for item, count in zip(last, missing, strict=True):
-            item.sequence.pages += [pages.pop() for _ in range(count)]
+            item.sequence.pages.extend(pages.pop() for _ in range(count))
         return True
 
     def _advance(self, work: list[Work], batch: ForwardBatch, row: Row) -> None:
@@ -230,7 +231,7 @@ class EngineCore:
             self.pool.release(pages)
             return False
         self.waiting.remove(sequence)
-        sequence.pages, sequence.page_keys = pages, keys
+        sequence.pages, sequence.page_keys = array("q", pages), keys
         sequence.cached = len(pages) * self.pool.page_size
         self.counters.prefix_hit_tokens += sequence.cached
         if sequence.last_served < 0:

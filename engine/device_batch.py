@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.batch import ForwardBatch, Segment
-from engine.packing import moved, unpack
+from engine.packing import moved
 from kernels.reach_work import SplitRule, WorkSizes, reach_work, tiles_for
 
 _ROWS = 8
@@ -55,9 +55,9 @@ def build_device_batch(
     token_ids, positions, slots = (np.zeros(total, dtype=np.int64) for _ in range(3))
     token_ids[:count] = _integers((segment.tokens for segment in segments), count)
     positions[:count] = np.repeat(starts - first, rows) + np.arange(count)
-    own_pages = [np.asarray(segment.pages) for segment in segments]
-    pages = np.concatenate(own_pages)
-    first_page = np.cumsum([len(own) for own in own_pages]) - [len(own) for own in own_pages]
+    page_counts = np.array([len(segment.pages) for segment in segments])
+    pages = np.concatenate([segment.pages for segment in segments])
+    first_page = np.cumsum(page_counts) - page_counts
     position = positions[:count]
     slots[:count] = pages[np.repeat(first_page, rows) + position // page_size] * page_size + position % page_size
 
@@ -71,7 +71,8 @@ def build_device_batch(
         starts,
         rows,
         causal,
-        own_pages,
+        pages,
+        page_counts,
         total,
         heads // kv_heads,
         kv_heads,
@@ -99,12 +100,7 @@ def build_device_batch(
 
 def on_device(batch: ForwardBatch, device: torch.device) -> ForwardBatch:
     """The batch with all its tensors on `device`."""
-    return batch if device.type == "cpu" else _with_tensors(batch, moved(tensors_of(batch), device))
-
-
-def from_buffer(batch: ForwardBatch, buffer: Tensor) -> ForwardBatch:
-    """The batch on the tensors in `buffer`, on whichever device: the bytes of `tensors_of` as `pack` lays them out."""
-    return _with_tensors(batch, unpack(buffer, tensors_of(batch)))
+    return batch if device.type == "cpu" else with_tensors(batch, moved(tensors_of(batch), device))
 
 
 def tensors_of(batch: ForwardBatch) -> list[Tensor]:
@@ -118,7 +114,7 @@ def tensors_of(batch: ForwardBatch) -> list[Tensor]:
     return tensors
 
 
-def _with_tensors(batch: ForwardBatch, tensors: list[Tensor]) -> ForwardBatch:
+def with_tensors(batch: ForwardBatch, tensors: Seq[Tensor]) -> ForwardBatch:
     """`batch` with other tensors, in the order of `tensors_of`."""
     rest = iter(tensors)
     token_ids, positions, slots, logit_rows = (next(rest) for _ in range(4))

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from engine.batch import Segment
-from engine.device_batch import build_device_batch, from_buffer, tensors_of
-from engine.packing import pack
+from engine.device_batch import build_device_batch, tensors_of, with_tensors
+from engine.packing import pack, unpack
 from kernels.reach_work import PLACES, WorkSizes
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class Bucket(NamedTuple):
 
 class _Graph(NamedTuple):
     buffer: Tensor  # uint8, the bytes of its batch's tensors
+    tensors: list[Tensor]  # those, in the buffer
     replay: Call
 
 
@@ -101,10 +102,10 @@ class ForwardGraphs:
         bucket = self._bucket(batch)
         if batch.work is None or batch.work.sizes != bucket.sizes:
             return None
-        buffer = self._graphs[bucket].buffer
+        graph = self._graphs[bucket]
         with torch.inference_mode():
-            buffer.copy_(pack(tensors_of(batch), pinned=buffer.is_cuda), non_blocking=True)
-        return from_buffer(batch, buffer)
+            graph.buffer.copy_(pack(tensors_of(batch), pinned=graph.buffer.is_cuda), non_blocking=True)
+        return with_tensors(batch, graph.tensors)
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """As `Transformer.forward`; of a batch that was laid out here, by its graph.
@@ -129,8 +130,9 @@ class ForwardGraphs:
         model, kv = self.model, self.kv
         with torch.inference_mode():
             buffer = pack(tensors_of(batch)).to(kv.device)
-            in_place = from_buffer(batch, buffer)
-            return _Graph(buffer, record(lambda: model.forward(in_place, kv)))
+            tensors = unpack(buffer, tensors_of(batch))
+            in_place = with_tensors(batch, tensors)
+            return _Graph(buffer, tensors, record(lambda: model.forward(in_place, kv)))
 
     def _laid_out(self, segments: Sequence[Segment], tokens: int, splits: Sequence[bool]) -> ForwardBatch:
         config = self.model.config

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.compiled import compiled
+from kernels.compiled import compiled
 
 Floats = NDArray[np.float64]
 

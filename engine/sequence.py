@@ -9,6 +9,7 @@ token, which has nothing to draft (design section 4, `requests.md` section 2).
 from __future__ import annotations
 
 import struct
+from array import array
 from dataclasses import dataclass, field
 from enum import Enum
 from math import inf, nan
@@ -23,6 +24,11 @@ TERMS = struct.Struct("6d")
 """Of a `Sequence`'s `terms`: prompt tokens, `max_tokens`, output tokens that its plan reckons with (nan where it says
 nothing and the answer may end by itself), when the answer and its first text are due (inf where they are not), and its
 `reserve`."""
+
+
+def _no_pages() -> array[int]:
+    """An array of int64: of long contexts it is read at once, where a list would be read number by number."""
+    return array("q")
 
 
 class Phase(Enum):
@@ -127,7 +133,7 @@ class Sequence:
     cached: int = 0
     has_pending: bool = False
     canvas: Canvas | None = None
-    pages: list[int] = field(default_factory=list)
+    pages: array[int] = field(default_factory=_no_pages)
     page_keys: list[bytes] = field(default_factory=list)
     settled: int = 0
     thinking_from: int | None = None
@@ -213,7 +219,7 @@ class Sequence:
             return unread, True
         return (1 if self.canvas is None else len(self.canvas.tokens)), False
 
-    def drop_cache(self) -> list[int]:
+    def drop_cache(self) -> array[int]:
         """Preemption: forgets the K/V (to be computed again) and returns the pages to release. The canvas stays."""
-        pages, self.pages, self.page_keys, self.cached = self.pages, [], [], 0
+        pages, self.pages, self.page_keys, self.cached = self.pages, _no_pages(), [], 0
         return pages

@@ -71,7 +71,8 @@ class SplitRule:
 
     Attributes:
         keys: keys of a split, a multiple of the tile's keys; a tile's first split begins at key 0 and every further one
-            at a multiple. None: chosen for each batch (`chosen_split`), and a rest of less than half a split belongs to
+            at a multiple. None: chosen for each batch
+            (`reach_work_arithmetic.py`), and a rest of less than half a split belongs to
             the one before it.
         small_tiles: whether a tile of few rows may be a small one.
 
@@ -157,7 +158,8 @@ def reach_work(
     starts: np.ndarray,
     rows: np.ndarray,
     causal: np.ndarray,
-    pages: Seq[np.ndarray],
+    pages: np.ndarray,
+    page_counts: np.ndarray,
     tokens: int,
     heads_per_kv_head: int,
     kv_heads: int,
@@ -172,7 +174,8 @@ def reach_work(
         starts, rows: int64 `[segments]`, each segment's first position and number of query rows, at least one; their
             rows follow each other in the batch.
         causal: bool `[segments]`: the row at position p has reach p + 1; else every row has the segment's end.
-        pages: each sequence's page numbers in order, covering its segment's end.
+        pages: int64, each sequence's page numbers in order, sequence after sequence. page_counts: int64 `[segments]`,
+            so many of each, which cover its segment's end.
         kv_heads: of this rank: so many programs an item.
         tokens: rows of the batch, padding at the end included; padding rows see nothing and their answer is zero.
         buckets: sizes to pad to, the first that the batch fits; else they are rounded up, so that there are few
@@ -180,71 +183,29 @@ def reach_work(
 
     Raises ValueError if a K/V head has more heads than a tile has rows, or splits do not consist of whole tiles.
     """
+    # Here and not at import: only where the kernel runs is it needed.
+    from kernels.reach_work_arithmetic import chosen_split, fill_work, needed, splits_of, tiles_of
+
     tile_tokens = tiles.rows // heads_per_kv_head
     if tile_tokens == 0:
         raise ValueError(f"{heads_per_kv_head} heads a K/V head do not fit a tile of {tiles.rows} rows")
     if rule.keys is not None and (rule.keys <= 0 or rule.keys % tiles.keys):
         raise ValueError(f"split of {rule.keys} keys; allowed: multiples of {tiles.keys}")
-    ends = starts + rows
-    first_rows = np.cumsum(rows) - rows
-    used = int(rows.sum())
-    held = -(-ends // page_size)
+    held = -(-(starts + rows) // page_size)
+    tile = tiles_of(starts, rows, causal, tile_tokens)
+    keys = rule.keys or chosen_split(tile, heads_per_kv_head, kv_heads, PLACES, LEAST_SPLIT, _START_KEYS)
+    splits = splits_of(tile, keys, rule.keys is not None)
+    count, merged, partial_rows = needed(tile, splits)
+    padding = -(-(tokens - int(rows.sum())) // tile_tokens)
+    least = WorkSizes(count + padding, merged, int(held.sum()), partial_rows)
+    sizes = next((bucket for bucket in buckets if bucket.has_room_for(least)), None) or _rounded(least)
 
     reach = np.zeros(tokens, dtype=np.int32)
-    offset = _counted(rows)
-    reach[:used] = np.where(np.repeat(causal, rows), np.repeat(starts, rows) + offset + 1, np.repeat(ends, rows))
-
-    tile_count = -(-rows // tile_tokens)
-    segment = np.repeat(np.arange(len(rows)), tile_count)
-    skipped = _counted(tile_count) * tile_tokens
-    tile_rows = np.minimum(tile_tokens, rows[segment] - skipped)
-    tile_first = first_rows[segment] + skipped
-    most = np.where(causal[segment], starts[segment] + skipped + tile_rows, ends[segment])
-    least = np.where(causal[segment], starts[segment] + skipped + 1, ends[segment])
-    if rule.keys is None:
-        split_keys = chosen_split(most, tile_rows * heads_per_kv_head, kv_heads)
-        splits = _splits(most, split_keys)
-    else:
-        split_keys = rule.keys
-        splits = -(-most // split_keys)
-    partial_rows = np.where(splits > 1, splits * tile_rows, 0)
-    partial_first = np.cumsum(partial_rows) - partial_rows
-
-    tile = np.repeat(np.arange(len(segment)), splits)
-    split = _counted(splits)
-    first_key = split * split_keys
-    padding = -(-(tokens - used) // tile_tokens)
-    several = np.flatnonzero(splits > 1)
-    counts = tile_rows[several]
-    needed = WorkSizes(len(tile) + padding, int(counts.sum()), int(held.sum()), int(partial_rows.sum()))
-    sizes = next((bucket for bucket in buckets if bucket.has_room_for(needed)), None) or _rounded(needed)
-
     items = np.zeros((sizes.items, ITEM_FIELDS), dtype=np.int32)
-    real = items[: len(tile)]
-    real[:, 0] = (np.cumsum(held) - held)[segment[tile]]
-    real[:, 1] = tile_first[tile]
-    real[:, 2] = tile_rows[tile]
-    real[:, 3] = first_key
-    real[:, 4] = np.where(split + 1 == splits[tile], most[tile], first_key + split_keys)
-    real[:, 5] = least[tile]
-    real[:, 6] = np.where(splits[tile] > 1, partial_first[tile] + split * tile_rows[tile], -1)
-    real[:, 7] = rule.small_tiles & (tile_rows[tile] * heads_per_kv_head <= FEW_ROWS)
-    # The longest first, so that short ones fill the gaps at the end.
-    real[:] = real[np.argsort(real[:, 3] - real[:, 4], kind="stable")]
-    empty = items[len(tile) : len(tile) + padding]
-    empty[:, 1] = used + np.arange(padding) * tile_tokens
-    empty[:, 2] = np.minimum(tile_tokens, tokens - empty[:, 1])
-    empty[:, 6] = -1
-
-    merged, row = np.repeat(several, counts), _counted(counts)
     merges = np.zeros((sizes.merges, MERGE_FIELDS), dtype=np.int32)
-    merges[: len(merged), 0] = tile_first[merged] + row
-    merges[: len(merged), 1] = partial_first[merged] + row
-    merges[: len(merged), 2] = tile_rows[merged]
-    merges[: len(merged), 3] = splits[merged]
-
     table = np.zeros(sizes.pages, dtype=np.int32)
-    table[: needed.pages] = np.concatenate([own[:count] for own, count in zip(pages, held, strict=True)])
+    few_tokens = FEW_ROWS // heads_per_kv_head if rule.small_tiles else 0
+    fill_work(reach, items, merges, table, tile, splits, keys, tile_tokens, few_tokens, pages, page_counts, held)
     return ReachWork(
         reach=torch.from_numpy(reach),
         pages=torch.from_numpy(table),
@@ -256,44 +217,6 @@ def reach_work(
     )
 
 
-def chosen_split(most: np.ndarray, product_rows: np.ndarray, kv_heads: int) -> int:
-    """The split with the shortest estimated launch, among `LEAST_SPLIT` times powers of two.
-
-    A program costs its keys, a start, and twice its product rows if it leaves partial results: a row's float32 sums are
-    as many bytes as one key's K and V in 16 bits, and are written and read. Up to `PLACES` programs run at once and the
-    longest is the launch; of more, the work over the places and half a program at the end.
-
-    Args:
-        most: int64 `[tiles]`, keys of each. product_rows: int64 `[tiles]`. kv_heads: programs of each split.
-    """
-    best, shortest = LEAST_SPLIT, float("inf")
-    keys = LEAST_SPLIT
-    while True:
-        splits = _splits(most, keys)
-        cost = most / splits + _START_KEYS + np.where(splits > 1, 2 * product_rows, 0)
-        longest = float(cost.max())
-        programs = int(splits.sum()) * kv_heads
-        launch = longest if programs <= PLACES else float(splits @ cost) * kv_heads / PLACES + longest / 2
-        if launch < shortest:
-            best, shortest = keys, launch
-        if splits.max() == 1:
-            return best
-        keys *= 2
-
-
-def _splits(most: np.ndarray, keys: int) -> np.ndarray:
-    """Number of splits of about `keys` keys: a rest of less than half a split belongs to the one before it."""
-    splits: np.ndarray = np.maximum((most + keys // 2) // keys, 1)
-    return splits
-
-
 def _rounded(needed: WorkSizes) -> WorkSizes:
     partial_rows = -(-needed.partial_rows // _PARTIAL_STEP) * _PARTIAL_STEP
     return WorkSizes(rounded_up(needed.items), rounded_up(needed.merges), rounded_up(needed.pages), partial_rows)
-
-
-def _counted(counts: np.ndarray) -> np.ndarray:
-    """0, 1, ... counts[0] - 1, then the same for counts[1] and so on."""
-    begins = np.repeat(np.cumsum(counts) - counts, counts)
-    numbers: np.ndarray = np.arange(len(begins)) - begins
-    return numbers

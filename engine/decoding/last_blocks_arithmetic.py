@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.compiled import compiled
+from kernels.compiled import compiled
 
 Floats = NDArray[np.float64]
 

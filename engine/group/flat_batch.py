@@ -45,7 +45,7 @@ def decode_segments(payload: bytes | bytearray | memoryview) -> list[Segment]:
                 causal=bool(causal),
                 drafted=bool(drafted),
                 wanted=flat[ends[0] : ends[1]].tolist(),
-                pages=flat[ends[1] : ends[2]].tolist(),
+                pages=array("q", flat[ends[1] : ends[2]].tobytes()),
             )
         )
         at = ends[2]

@@ -17,11 +17,12 @@ import pytest
 
 from deployments import prediction_arithmetic
 from engine import pace_arithmetic
-from engine.compiled import compiled
 from engine.decoding import last_blocks_arithmetic
+from kernels import reach_work_arithmetic
+from kernels.compiled import compiled
 
 ROOT = Path(__file__).parents[2]
-FILES = (pace_arithmetic, prediction_arithmetic, last_blocks_arithmetic)
+FILES = (pace_arithmetic, prediction_arithmetic, last_blocks_arithmetic, reach_work_arithmetic)
 
 
 def functions(module: ModuleType) -> Iterator[Any]:

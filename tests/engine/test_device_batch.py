@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.batch import ForwardBatch, Segment, build_batch
-from engine.device_batch import build_device_batch, from_buffer, tensors_of
-from engine.packing import pack
+from engine.device_batch import build_device_batch, tensors_of, with_tensors
+from engine.packing import pack, unpack
 from kernels.reach_work import SplitRule, WorkSizes
 from tests.engine.test_batch import PAGE, segments
 from tests.kernels.isolated import interpreted
@@ -66,7 +66,7 @@ def test_one_buffer_holds_the_whole_batch(asked: list[Segment], for_kernels: boo
     )
     before = [tensor.clone() for tensor in tensors_of(batch)]
     buffer = pack(before)
-    again = from_buffer(batch, buffer)
+    again = with_tensors(batch, unpack(buffer, before))
     for tensor, other in zip(tensors_of(again), before, strict=True):
         assert tensor.dtype is other.dtype
         assert torch.equal(tensor, other)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from array import array
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -82,7 +83,7 @@ def batches(draw: st.DrawFn) -> list[Segment]:
         causal=st.booleans(),
         drafted=st.booleans(),
         wanted=st.lists(ids, max_size=40),
-        pages=st.lists(ids, max_size=9),
+        pages=st.lists(ids, max_size=9).map(lambda pages: array("q", pages)),
     )
     return draw(st.lists(made, max_size=6))
 

@@ -1,10 +1,12 @@
-"""How the work list cuts a batch. The kernel's tests show that it is complete."""
+"""How the work list cuts a batch. The kernel's tests show that it can be followed."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kernels.reach_work import FIXED, PLACES, ReachWork, SplitRule, reach_work, rounded_up, tiles_for
 
@@ -14,13 +16,68 @@ TILES = tiles_for(torch.bfloat16)
 def work(*parts: tuple[int, int, bool], heads: int = 4, rule: SplitRule | None = None) -> ReachWork:
     """The list of (start, rows, causal) parts for 8 K/V heads, on pages of 32, without padding rows."""
     starts, rows, causal = (np.array(column) for column in zip(*parts, strict=True))
-    pages = [np.arange(-(-(start + count) // 32)) for start, count, _ in parts]
-    return reach_work(starts, rows, causal, pages, int(rows.sum()), heads, 8, 32, TILES, rule or SplitRule())
+    counts = -(-(starts + rows) // 32)
+    pages = np.arange(counts.sum())
+    return reach_work(starts, rows, causal, pages, counts, int(rows.sum()), heads, 8, 32, TILES, rule or SplitRule())
 
 
 def spans(made: ReachWork) -> list[tuple[int, int, int, int]]:
     """first_row, first_key, key_end, few of the items that do something, in the order of rows and keys."""
     return sorted((item[1], item[3], item[4], item[7]) for item in made.items.tolist() if item[2])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 80), st.booleans()), min_size=1, max_size=12),
+    st.sampled_from([SplitRule(), SplitRule(128), FIXED]),
+    st.sampled_from([1, 4, 8]),
+    st.integers(0, 40),
+)
+def test_every_row_sees_its_keys_once(
+    parts: list[tuple[int, int, bool]], rule: SplitRule, heads: int, padding: int
+) -> None:
+    """Row by row and key by key: what the items of a row take, which page a key is read from, and where the parts of a
+    split row are merged from."""
+    starts, rows, causal = (np.array(column) for column in zip(*parts, strict=True))
+    counts = -(-(starts + rows) // 32) + 1  # a page more than is needed
+    pages = np.random.default_rng(len(parts)).permutation(counts.sum())
+    own = np.split(pages, np.cumsum(counts)[:-1])
+    used = int(rows.sum())
+    made = reach_work(starts, rows, causal, pages, counts, used + padding, heads, 8, 32, TILES, rule)
+    reach = [
+        at + 1 if row_causal else start + count
+        for start, count, row_causal in parts
+        for at in range(start, start + count)
+    ]
+    assert made.reach.tolist() == reach + [0] * padding
+    part_of = np.repeat(np.arange(len(parts)), rows)
+    seen: list[list[tuple[int, int]]] = [[] for _ in range(used + padding)]
+    partials: list[set[int]] = [set() for _ in range(used + padding)]
+    for page_start, first_row, count, first_key, key_end, least, partial_row, few in made.items.tolist():
+        of_item = range(first_row, first_row + count)
+        assert count * heads <= (16 if few else TILES.rows)
+        assert few == (rule.small_tiles and 0 < count * heads <= 16 and first_row < used) or not count
+        for row in of_item:
+            seen[row].append((first_key, key_end))
+            if partial_row >= 0:
+                partials[row].add(partial_row + row - first_row)
+            if row < used:
+                assert least == min(reach[row] for row in of_item)
+                mine = made.pages[page_start + first_key // 32 : page_start + -(-key_end // 32)].tolist()
+                assert mine == own[part_of[row]][first_key // 32 : -(-key_end // 32)].tolist()
+    for row in range(used):
+        begins, ends = zip(*sorted(seen[row]), strict=True)
+        assert begins == (0, *ends[:-1])  # no gap, no key twice
+        assert ends[-1] >= reach[row]
+    assert all(keys == [(0, 0)] for keys in seen[used:])
+    merged = {
+        row: {first + step * split for split in range(splits)}
+        for row, first, step, splits in made.merges.tolist()
+        if splits
+    }
+    assert merged == {row: places for row, places in enumerate(partials) if places}
+    taken = [place for places in partials for place in places]
+    assert len(set(taken)) == len(taken)
+    assert all(place < made.partial_rows for place in taken)
 
 
 def test_a_canvas_is_one_tile_and_its_splits_start_at_multiples_of_the_rule() -> None:
