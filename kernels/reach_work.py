@@ -206,6 +206,9 @@ def reach_work(
     table = np.zeros(sizes.pages, dtype=np.int32)
     few_tokens = FEW_ROWS // heads_per_kv_head if rule.small_tiles else 0
     fill_work(reach, items, merges, table, tile, splits, keys, tile_tokens, few_tokens, pages, page_counts, held)
+    # The longest first, so that short ones fill the gaps at the end.
+    real = items[:count]
+    real[:] = real[np.argsort(real[:, 3] - real[:, 4], kind="stable")]
     return ReachWork(
         reach=torch.from_numpy(reach),
         pages=torch.from_numpy(table),

@@ -120,31 +120,23 @@ def _fill_pages(table: Fields, pages: Numbers, page_counts: Numbers, held: Numbe
 def _fill_items(
     items: Fields, tiles: Numbers, splits: Numbers, split_keys: int, first_page: Numbers, few_tokens: int
 ) -> int:
-    """The items, longest first, so that short ones fill the gaps at the end. Returns their number."""
-    count: int = splits.sum()
-    found = np.empty((count, items.shape[1]), np.int32)
-    lengths = np.empty(count, np.int64)
+    """The items, tile after tile. Returns their number."""
     item = partial_row = 0
     for tile in range(len(tiles)):
         several = splits[tile] > 1
         for split in range(splits[tile]):
             first_key = split * split_keys
-            key_end = first_key + split_keys if split + 1 < splits[tile] else tiles[tile, 3]
-            found[item, 0] = first_page[tiles[tile, 0]]
-            found[item, 1] = tiles[tile, 1]
-            found[item, 2] = tiles[tile, 2]
-            found[item, 3] = first_key
-            found[item, 4] = key_end
-            found[item, 5] = tiles[tile, 4]
-            found[item, 6] = partial_row if several else -1
-            found[item, 7] = tiles[tile, 2] <= few_tokens
-            lengths[item] = key_end - first_key
+            items[item, 0] = first_page[tiles[tile, 0]]
+            items[item, 1] = tiles[tile, 1]
+            items[item, 2] = tiles[tile, 2]
+            items[item, 3] = first_key
+            items[item, 4] = first_key + split_keys if split + 1 < splits[tile] else tiles[tile, 3]
+            items[item, 5] = tiles[tile, 4]
+            items[item, 6] = partial_row if several else -1
+            items[item, 7] = tiles[tile, 2] <= few_tokens
             partial_row += tiles[tile, 2] if several else 0
             item += 1
-    order = np.argsort(-lengths, kind="mergesort")  # stable
-    for place in range(count):
-        items[place] = found[order[place]]
-    return count
+    return item
 
 
 @compiled
@@ -178,7 +170,7 @@ def fill_work(
     page_counts: Numbers,
     held: Numbers,
 ) -> None:
-    """Fills the arrays of `ReachWork`, zero before and at least as long as `needed`.
+    """Fills the arrays of `ReachWork`, zero before and at least as long as `needed`; items tile after tile.
 
     Args:
         tile_tokens, few_tokens: rows of a tile, and those that fit the small one.
