@@ -1,24 +1,29 @@
 """Whole models: a 14B-shaped one in bf16 against its own layers in float32, and stepdial-tiny's answers on this device
-against the CPU's."""
+against the CPU's, by one rank and by two.
+
+Both ranks of the two are on this one device and exchange through gloo: that shows that a group computes the same with
+its kernels, each on its part, and nothing of NCCL between two GPUs, which needs two.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from benchmarks.command import CHECKPOINT
-from benchmarks.gpu.engine_loop import answer, core_of
+from benchmarks.gpu.engine_loop import answer, core_around
 from benchmarks.gpu.paged import canvases, pages_of
 from benchmarks.gpu.section import Row, Section
 from benchmarks.gpu.shapes import MODELS, TINY, RandomWeights, Widened, build
 from engine.batch import Segment
+from engine.checkpoint.config import ModelConfig
 from engine.executor import Executor
-from engine.group.wire import RankSpec
-from engine.loading import load_part
+from engine.loading import load_executor
 from engine.model.transformer import Transformer
 from engine.plan import AR, Rung, diffusion, self_speculation
 from kernels.row_statistics import RowRules
@@ -38,11 +43,28 @@ PROMPTS = 4
 TOKENS = 48
 
 
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """The fields of `EngineConfig` that loading reads; float32, where a sum in another order chooses no other token."""
+
+    device: str
+    tp: int = 1
+    tp_backend: str = "gloo"
+    dtype: str = "float32"
+    quantization: str = "none"
+    batch_invariant: bool = False
+    cuda_graphs: bool = False
+    kv_tokens: int = 4096
+    kv_memory_fraction: float = 1.0
+    max_kv_tokens: int = 4096
+
+
 def run(section: Section) -> None:
     """One row per check."""
     section.row("14B-shaped layers, bf16 against float32", partial(layers, section))
     for name, rung in MODES.items():
-        section.row(f"stepdial-tiny, {name}", partial(whole_answers, section, rung))
+        section.row(f"stepdial-tiny, {name}", partial(whole_answers, section, {name: rung}, 1))
+    section.row("stepdial-tiny, two ranks by gloo", partial(whole_answers, section, MODES, 2))
 
 
 def layers(section: Section) -> Row:
@@ -82,11 +104,12 @@ def layers(section: Section) -> Row:
     }
 
 
-def whole_answers(section: Section, rung: Rung) -> Row:
-    """stepdial-tiny in float32, greedy: the same tokens on this device as on the CPU."""
+def whole_answers(section: Section, modes: dict[str, Rung], ranks: int) -> Row:
+    """stepdial-tiny, greedy: the same tokens from so many ranks on this device as from one on the CPU."""
     draw = torch.Generator().manual_seed(9)
     prompts = [torch.randint(300, 700, (20 + 9 * index,), generator=draw).tolist() for index in range(PROMPTS)]
-    mine, plain = (_answers(device, rung, prompts) for device in (section.device.type, "cpu"))
+    mine = _answers(Loading(section.device.type, ranks), modes, prompts)
+    plain = _answers(Loading("cpu"), modes, prompts)
     first = [
         next((place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
         for one, other in zip(mine, plain, strict=True)
@@ -99,12 +122,14 @@ def whole_answers(section: Section, rung: Rung) -> Row:
     }
 
 
-def _answers(device: str, rung: Rung, prompts: list[list[int]]) -> list[list[int]]:
-    spec = RankSpec(
-        path=str(Path(CHECKPOINT)), size=1, dtype="float32", threads=1, backend="gloo", device=device, store=""
-    )
-    core = core_of(load_part(spec, 0), kv_tokens=4096)
-    return answer(core, rung, prompts, TOKENS).tokens
+def _answers(loading: Loading, modes: dict[str, Rung], prompts: list[list[int]]) -> list[list[int]]:
+    """The tokens of all prompts on one rung after the other."""
+    executor = load_executor(Path(CHECKPOINT), ModelConfig.from_dir(CHECKPOINT), cast(Any, loading))
+    try:
+        core = core_around(executor)
+        return [tokens for rung in modes.values() for tokens in answer(core, rung, prompts, TOKENS).tokens]
+    finally:
+        executor.close()
 
 
 def _chosen(executor: Executor, reading: list[Segment], segments: list[Segment]) -> Tensor:

@@ -55,15 +55,15 @@ class Answers:
 def core_of(model: Transformer, kv_tokens: int, record: Record | None = None) -> EngineCore:
     """An engine's loop around `model` with K/V for so many tokens; `record`: its forwards run in graphs."""
     page_size = model.config.block_size
-    pages = -(-kv_tokens // page_size) + 1
+    return core_around(Executor(model, -(-kv_tokens // page_size) + 1, page_size, record=record))
+
+
+def core_around(executor: Executor) -> EngineCore:
+    """An engine's loop around an executor, alone or rank 0 of several."""
+    pages = executor.kv.shape[1] // executor.page_size
     config = cast(Any, LoopSettings())
-    return EngineCore(
-        Executor(model, pages, page_size, record=record),
-        PagePool(pages, page_size, reuse=False),
-        ForwardCostModel(),
-        config,
-        model.config.mask_token_id,
-    )
+    pool = PagePool(pages, executor.page_size, reuse=False)
+    return EngineCore(executor, pool, ForwardCostModel(), config, executor.model.config.mask_token_id)
 
 
 def answer(

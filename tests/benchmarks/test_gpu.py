@@ -81,7 +81,9 @@ def test_correctness_has_a_verdict_on_every_kernel_and_on_models(report: dict[st
     for size in correctness_head.ROWS:
         assert f"head, {size} rows, bfloat16, sampled" in found
     assert found["14B-shaped layers, bf16 against float32"]["bound"] == correctness_model.GAP_BOUND
-    assert len([name for name in found if name.startswith("stepdial-tiny")]) == len(correctness_model.MODES)
+    one_rank, two_ranks = (found[f"stepdial-tiny, {name}"]["rows"] for name in ("ar", "two ranks by gloo"))
+    assert two_ranks == one_rank * len(correctness_model.MODES)
+    assert len([name for name in found if name.startswith("stepdial-tiny")]) == 1 + len(correctness_model.MODES)
 
 
 def test_kernels_are_compared_with_both_of_torchs_forms(report: dict[str, Any]) -> None:
