@@ -55,7 +55,7 @@ class EngineCore:
     Attributes:
         view: what the loop saw before its last forward; None where it did not look, or nobody is left.
         ends_s: when the forward under way is predicted to end, engine clock. step_s: a recent step's duration.
-        timed_time: how much of the time goes to sequences with a deadline that has not been given up.
+        timed_time: how much of the time goes to sequences with a deadline.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class EngineCore:
             self.cost_model.observe(batch.query_tokens, batch.context_tokens, len(work), step_s / row.forwards, length)
             self.counters.busy_s += step_s
             self.step_s += (step_s - self.step_s) * (NEWEST if self.step_s else 1.0)
-            timed = sum(len(item.segment.tokens) for item in work if item.sequence.urgent)
+            timed = sum(len(item.segment.tokens) for item in work if item.sequence.timed)
             self.timed_time.add(begun + step_s, step_s * timed / batch.query_tokens)
             # Until the next one has been laid out, which is when it is known better.
             self.ends_s = begun + step_s + self.step_s
@@ -211,12 +211,12 @@ class EngineCore:
         if self._came:
             self.waiting.sort(key=lambda sequence: sequence.urgency(PATIENCE_S))
             self._came = False
-        beside_deadlines = any(sequence.urgent for sequence in (*self.running, *self.waiting))
-        patient = sum(not sequence.urgent for sequence in self.running)
+        beside_deadlines = any(sequence.timed for sequence in (*self.running, *self.waiting))
+        patient = sum(not sequence.timed for sequence in self.running)
         for sequence in self.waiting[:]:
             if len(self.running) >= self.config.max_sequences:
                 return
-            if not sequence.urgent:
+            if not sequence.timed:
                 if beside_deadlines and patient >= PATIENT_BESIDE:
                     continue
                 patient += 1
@@ -245,16 +245,20 @@ class EngineCore:
     def _look_ahead(self, now: float) -> View | None:
         """What deadlines and open plans ask for, None where there are neither, or nobody is at a border.
 
-        Deadlines that cannot be kept are given up, so that they hold up nobody.
+        Deadlines that cannot be kept are put off, so that they hold up nobody.
         """
-        present = [*self.running, *(sequence for sequence in self.waiting if sequence.urgent)]
+        present = [*self.running, *(sequence for sequence in self.waiting if sequence.timed)]
         if not any(sequence.timed for sequence in present) and not any(
             sequence.at_border and not sequence.pinned and may_change(sequence) for sequence in self.running
         ):
             return None
         view = self.outlook.view(present, now)
-        while view.timed and (sequence := self.outlook.to_give_up(view)) is not None:
-            sequence.urgent = False
+        # Each has two at most; what one more look finds is the next forward's.
+        for _ in range(2 * len(view.timed)):
+            lost = self.outlook.lost(view)
+            if lost is None:
+                break
+            lost.sequence.put_off(now + lost.later_s, lost.first)
             view = self.outlook.view(present, now)
         return view
 

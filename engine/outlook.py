@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 VIEW_HOLDS, STEADY = 8, 0.05
 """Looks ahead for which a view without deadlines holds while nobody comes or goes, and by how much the cost of a
 forward may move meanwhile: what it rests on moves slowly."""
+LATER = 4.0
+"""What has missed its deadline is to be done as if it rode in every so many forwards: it leaves the rest to those who
+can be kept, and does not wait until there are none."""
 A_BLOCK = 32
 """Slots of a long block, for comparing costs."""
 SLIPPED = 0.01
@@ -103,6 +106,15 @@ class NextBlock(NamedTuple):
 
     rung: Rung
     fitted: bool = False
+
+
+class Lost(NamedTuple):
+    """A deadline that is hopeless: of the whole answer, or of its `first` text. `later_s`: seconds from now until when
+    it is to be there instead."""
+
+    sequence: Sequence
+    first: bool
+    later_s: float
 
 
 class Backlog(NamedTuple):
@@ -203,7 +215,7 @@ class Outlook:
             self.slip_s = min(max(self.slip_s + step_s, 0.0), MOST_SLIP * base_s)
 
     def view(self, sequences: Seq[Sequence], now: float) -> View:
-        """What the deadlines of `sequences` ask of the coming forwards. Those that were given up ask for nothing."""
+        """What the deadlines of `sequences` ask of the coming forwards."""
         held = self._held
         if held is not None and held.holds(sequences, self.cost):
             return held.view
@@ -247,16 +259,24 @@ class Outlook:
         chosen = next_block(view.prices.blocks(ladder), group, base, seen, made, most)
         return NextBlock(ladder.rungs[chosen], fitted=chosen != base)
 
-    def to_give_up(self, view: View) -> Sequence | None:
-        """The sequence whose deadline should be given up first, None where all are kept.
+    def lost(self, view: View) -> Lost | None:
+        """The deadline that should be put off first, None where all are kept.
 
         Of those that are late the one of the smallest weight, then the one with most tokens to go.
         """
         late = view.ride.late.nonzero()[0].tolist()
         if not late:
             return None
-        tokens = view.riders.tokens
-        return view.timed[min(late, key=lambda index: (view.timed[index].plan.weight, -tokens[index]))]
+        riders, ride, timed = view.riders, view.ride, view.timed
+        index = min(late, key=lambda index: (timed[index].plan.weight, -riders.tokens[index]))
+        # As `Pacing` reckons.
+        step = view.table.steps[riders.ladder[index]][ride.places[index]]
+        prompt_forwards, prompt_s = float(riders.prompt_forwards[index]), float(riders.prompt_s[index])
+        forwards = max(1.0, float(riders.tokens[index]) / step.tokens + step.rest) + prompt_forwards
+        until_first = step.first_forwards + prompt_forwards
+        first = (riders.first_left_s[index] - prompt_s) * forwards < riders.left_s[index] * until_first
+        later_s = LATER * ride.forward_s * (until_first if first else forwards)
+        return Lost(timed[index], bool(first), later_s + (prompt_s if first else 0.0))
 
     def paces(self, view: View) -> dict[Sequence, float]:
         """The longest forward that each sequence with a deadline can afford on the rung that it should use, seconds."""
@@ -266,7 +286,6 @@ class Outlook:
         """The riders of `view`, and those that have come `since` and may ride from `now` on."""
         parts, curve, forward_s = [view.pacing], view.curve, view.ride.forward_s
         came = self._survey(since)
-        # The loop may have given up some of them since they were asked.
         if came.timed:
             pacing = Pacing(self._riders(came, now), _table(came, view.prices), view.fixed_s)
             parts.append(pacing)
@@ -364,7 +383,7 @@ class Outlook:
             else:
                 count, tokens = free.get(ladder, (0, 0))
                 free[ladder] = (count + 1, tokens + length)
-            if sequence.urgent:
+            if sequence.timed:
                 timed.append(sequence)
                 lengths.append(length)
                 rows.append(kinds.setdefault((ladder, sequence.first_group), len(kinds)))

@@ -48,7 +48,7 @@ class Picture:
         if view is None:
             return core.outlook.company(core.outlook.view(here, now))
         seen = set(view.timed)
-        since = [one for one in here if one not in seen and one.urgent]
+        since = [one for one in here if one not in seen and one.timed]
         known = self._company
         if known is not None and known[0] is view and known[1] == since:
             return known[2]

@@ -105,8 +105,9 @@ class Sequence:
         due_s, first_due_s: deadlines of the whole answer and of its first text, engine clock; None without one.
         cut: whether the text is cut at `due_s` (`on_deadline: cut`).
         reserve: of its time, while it has rungs to step down to (`engine/pace.py`); known when the loop takes it in.
-        timed: whether it has a deadline. urgent: whether it has one that was not given up so that others could be kept;
-            it goes on as one without then.
+        put_off_s, first_put_off_s: until when it is to be done, and its first text to be there, where its own deadline
+            was hopeless; -inf where it was not.
+        timed: whether it has a deadline.
         pinned: whether its plan leaves nothing open.
         ladder: the plan's rungs. first_group: the quality that its plan starts with.
         terms: what was asked for, as `TERMS`: so packed, hundreds of sequences are read at once (`engine/outlook.py`).
@@ -130,6 +131,8 @@ class Sequence:
     first_due_s: float | None = None
     cut: bool = False
     reserve: float = MOST_RESERVE
+    put_off_s: float = -inf
+    first_put_off_s: float = -inf
     cached: int = 0
     has_pending: bool = False
     canvas: Canvas | None = None
@@ -145,7 +148,6 @@ class Sequence:
     logprobs: list[tuple[int, float]] = field(default_factory=list)
     # Asked of everybody before every forward, so worked out once.
     timed: bool = field(init=False)
-    urgent: bool = field(init=False)
     pinned: bool = field(init=False)
     ladder: Ladder = field(init=False)
     first_group: int = field(init=False)
@@ -153,7 +155,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         plan = self.plan
-        self.timed = self.urgent = self.due_s is not None or self.first_due_s is not None
+        self.timed = self.due_s is not None or self.first_due_s is not None
         self.pinned = plan.pinned
         self.ladder = ladder_of(plan.ladder)
         self.first_group = self.ladder.group_of[plan.start]
@@ -167,11 +169,20 @@ class Sequence:
         self.reserve = reserve
         self.terms = self._terms()
 
+    def put_off(self, due_s: float, first: bool) -> None:
+        """Its deadline, or that of its `first` text, is hopeless: it is to be kept by `due_s` instead."""
+        if first:
+            self.first_put_off_s = due_s
+        else:
+            self.put_off_s = due_s
+        self.terms = self._terms()
+
     def _terms(self) -> bytes:
         limits = self.limits
         open_end = nan if limits.stop_ids else limits.max_tokens
         expected = open_end if self.plan.expected_tokens is None else self.plan.expected_tokens
-        due_s, first_due_s = (inf if due_s is None else due_s for due_s in (self.due_s, self.first_due_s))
+        due_s = inf if self.due_s is None else max(self.due_s, self.put_off_s)
+        first_due_s = inf if self.first_due_s is None else max(self.first_due_s, self.first_put_off_s)
         return TERMS.pack(self.prompt_tokens, limits.max_tokens, expected, due_s, first_due_s, self.reserve)
 
     @property

@@ -112,15 +112,3 @@ def test_stats_count_those_on_the_way_and_tell_deadlines_from_the_rest() -> None
     assert stats.open_context == sum(len(one.tokens) for one in [*engine.core.running, late, patient]) + 40
     assert 0 < stats.timed_s < stats.queue_s
     assert engine.picture.stats().timed_s < stats.timed_s
-
-
-def test_whose_deadline_was_given_up_meanwhile_asks_for_nothing() -> None:
-    """The loop gives up while another thread reads."""
-    engine = busy(3)
-    view, outlook = engine.core.view, engine.core.outlook
-    assert view is not None
-    came = sequence_in(engine)
-    alone, beside = outlook.company(view), outlook.company(view, [came], engine.executor.now)
-    assert beside.forward_s > alone.forward_s
-    came.urgent = False
-    assert outlook.company(view, [came], engine.executor.now).forward_s == alone.forward_s
