@@ -90,6 +90,7 @@ def metrics(cell: Cell) -> dict[str, Any]:
         "refused_share": share(len(rows) - len(admitted), len(rows)),
         "refused_by_status": {str(status): count for status, count in Counter(r.refused for r in refusals).items()},
         "late": len(late),
+        "late_by_ms": spread([late_by_ms(one, cell) for one in late]),
         "unfinished": sum(one.latency_ms is None for one in admitted),
         "goodput_per_s": goodput(cell),
         "answered_per_s": sum(one.latency_ms is not None for one in cell.outcomes) / cell.duration_s,
@@ -107,6 +108,12 @@ def metrics(cell: Cell) -> dict[str, Any]:
         "started_on": dict(Counter(rung_name(one.plan.first) for one in cell.outcomes if one.plan is not None)),
         "used": dict(Counter(rung_name(entry.rung) for one in cell.outcomes for entry in one.entries)),
     }
+
+
+def late_by_ms(one: Outcome, cell: Cell) -> float:
+    """How long after its deadline an answer came, or the run ended without it."""
+    latency_ms = (cell.end_s - one.due_s) * 1e3 if one.latency_ms is None else one.latency_ms
+    return latency_ms - (one.request.slo_ms or 0.0)
 
 
 def tier_metrics(rows: Sequence[Outcome]) -> dict[str, Any]:
@@ -347,12 +354,15 @@ def _refusal_bars(cells: Sequence[Cell]) -> list[Bar]:
 
 
 def _patience_bar(cells: Sequence[Cell], load: float) -> Bar:
-    admitted = [one for cell in cells for one in judged(cell) if one.refused is None and one.request.slo_ms is not None]
-    late = sum(not one.in_time for one in admitted)
-    part = late / max(len(admitted), 1)
+    admitted = [
+        (one, cell) for cell in cells for one in judged(cell) if one.refused is None and one.request.slo_ms is not None
+    ]
+    late = [late_by_ms(one, cell) for one, cell in admitted if not one.in_time]
+    part = len(late) / max(len(admitted), 1)
+    by = f", half of them by at most {np.median(late):.0f} ms, all by at most {max(late):.0f}" if late else ""
     text = (
-        f"waited past their deadline at {load:.0%}: {late} of {len(admitted)} admitted, {part:.2%} "
-        f"(at most {MOST_LATE_IN_OVERLOAD:.0%})"
+        f"waited past their deadline at {load:.0%}: {len(late)} of {len(admitted)} admitted, {part:.2%} "
+        f"(at most {MOST_LATE_IN_OVERLOAD:.0%}){by}"
     )
     return Bar(text, part <= MOST_LATE_IN_OVERLOAD)
 

@@ -90,6 +90,17 @@ def test_a_cells_numbers_count_by_tier() -> None:
     assert row["started_on"] == {"self-speculation 16": 3}
 
 
+def test_how_late_answers_were_is_told_of_those_that_never_came_too() -> None:
+    late, missing = outcome(latency_ms=150.0), outcome(due_s=12.0, latency_ms=None)
+    overloaded = cell("stepdial", 1.5, outcome(), late, missing)
+    found = metrics(overloaded)["late_by_ms"]
+    assert found["most"] == pytest.approx(900.0)  # from 12.1 s to the end at 13 s
+    assert found["p50"] == pytest.approx((50 + 900) / 2)
+    text = next(bar.text for bar in bars([overloaded], {}) if bar.text.startswith("waited past"))
+    assert text.endswith("half of them by at most 475 ms, all by at most 900")
+    assert metrics(cell("stepdial", 1.5, outcome()))["late_by_ms"] is None
+
+
 def test_a_mean_over_three_seeds_has_students_interval() -> None:
     interval = mean_over_seeds([1.0, 2.0, 3.0])
     assert interval.value == 2.0
