@@ -15,7 +15,7 @@ from engine.decoding.canvas import may_change, open_canvas
 from engine.events import Event
 from engine.in_a_row import Row, row_of, run_row
 from engine.kv_cache import PagePool, page_key, root_key
-from engine.outlook import NextBlock, Outlook, View
+from engine.outlook import Lost, NextBlock, Outlook, View
 from engine.pace import reserve
 from engine.plan import PlanEntry, Rung
 from engine.postprocess import Postprocessor, Work
@@ -253,12 +253,15 @@ class EngineCore:
         ):
             return None
         view = self.outlook.view(present, now)
-        # Each has two at most; what one more look finds is the next forward's.
-        for _ in range(2 * len(view.timed)):
-            lost = self.outlook.lost(view)
-            if lost is None:
-                break
-            lost.sequence.put_off(now + lost.later_s, lost.first)
+        lost: list[Lost] = []
+        while view.timed and (one := self.outlook.lost(view)) is not None:
+            # Until it is known what the others leave.
+            one.sequence.put_off(inf, one.first)
+            lost.append(one)
+            view = self.outlook.view(present, now)
+        if lost:
+            for one, left_s in zip(lost, self.outlook.put_off_s(view, lost), strict=True):
+                one.sequence.put_off(now + left_s, one.first)
             view = self.outlook.view(present, now)
         return view
 

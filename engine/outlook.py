@@ -109,12 +109,16 @@ class NextBlock(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A deadline that is hopeless: of the whole answer, or of its `first` text. `later_s`: seconds from now until when
-    it is to be there instead."""
+    """A deadline that is hopeless: of the whole answer, or of its `first` text.
+
+    Attributes:
+        forwards: that it still needs. own_s: what the sequence adds to each.
+    """
 
     sequence: Sequence
     first: bool
-    later_s: float
+    forwards: float
+    own_s: float
 
 
 class Backlog(NamedTuple):
@@ -274,9 +278,15 @@ class Outlook:
         prompt_forwards, prompt_s = float(riders.prompt_forwards[index]), float(riders.prompt_s[index])
         forwards = max(1.0, float(riders.tokens[index]) / step.tokens + step.rest) + prompt_forwards
         until_first = step.first_forwards + prompt_forwards
-        first = (riders.first_left_s[index] - prompt_s) * forwards < riders.left_s[index] * until_first
-        later_s = LATER * ride.forward_s * (until_first if first else forwards)
-        return Lost(timed[index], bool(first), later_s + (prompt_s if first else 0.0))
+        first = bool((riders.first_left_s[index] - prompt_s) * forwards < riders.left_s[index] * until_first)
+        needed = until_first if first else forwards
+        own_s = step.own_s + float(riders.context_s[index]) + prompt_s / needed
+        return Lost(timed[index], first, needed, own_s)
+
+    def put_off_s(self, view: View, lost: Seq[Lost]) -> list[float]:
+        """In how many seconds each of those is to be done whom the riders of `view` have to leave behind."""
+        forward_s = view.ride.forward_s + sum(one.own_s for one in lost) / LATER
+        return [LATER * forward_s * one.forwards for one in lost]
 
     def paces(self, view: View) -> dict[Sequence, float]:
         """The longest forward that each sequence with a deadline can afford on the rung that it should use, seconds."""

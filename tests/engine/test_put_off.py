@@ -38,8 +38,7 @@ def test_after_a_stall_what_it_made_late_is_done_soon_though_others_keep_coming(
     timed = [request for request in requests if request.slo_s is not None and not request.refused]
     late = sorted(request.latency_s - (request.slo_s or 0.0) for request in timed if not request.in_time)
     assert len(late) >= 10
-    assert late[len(late) // 2] <= STALL_S
-    assert late[-1] <= 3.0  # an answer of 200 tokens
+    assert late[-1] <= STALL_S + 0.5
     # Those who came after it are kept as well as ever.
     later = [request for request in timed if request.at_s > 3.5]
     assert sum(request.in_time for request in later) >= 0.95 * len(later)
@@ -59,7 +58,7 @@ def test_it_is_put_off_to_when_it_would_be_done_in_every_fourth_forward() -> Non
     engine, sequence = lone(slo_s=1.0)
     now = 0.95
     engine.core._look_ahead(now)
-    forward_s = LAPTOP.base_s + LAPTOP.own_s(1, 17)
+    forward_s = LAPTOP.base_s + LAPTOP.own_s(1, 17) / LATER
     assert sequence.put_off_s == pytest.approx(now + LATER * 59 * forward_s, rel=0.02)
     assert sequence.first_put_off_s == float("-inf")
     assert sequence.due_s == 1.0, "what was promised stays what it was"
@@ -90,4 +89,4 @@ def test_who_can_be_kept_is_kept_beside_what_was_put_off() -> None:
     VirtualEngine().run([*lost, kept])
     assert kept.in_time
     assert not any(request.in_time for request in lost)
-    assert max(request.latency_s for request in lost) <= 2.0
+    assert max(request.latency_s for request in lost) <= 1.0
