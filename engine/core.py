@@ -146,6 +146,8 @@ class EngineCore:
             self.timed_time.add(begun + step_s, step_s * timed / batch.query_tokens)
             # Until the next one has been laid out, which is when it is known better.
             self.ends_s = begun + step_s + self.step_s
+        else:
+            self.postprocessor.meanwhile()
         if self.idle:
             self.view, self.ends_s = None, -inf
         return events

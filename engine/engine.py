@@ -89,6 +89,8 @@ class Engine:
         capacity = min(model_config.max_position_embeddings, pool.total * pool.page_size)
         self.intake = Intake(model_config, config, tokenizer, ladder, capacity)
         self._streams: dict[Sequence, _Stream] = {}
+        self._held: list[tuple[Sequence, Event]] = []
+        self.core.postprocessor.meanwhile = self._deliver
         self._inbox: deque[tuple[str, Sequence]] = deque()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -264,15 +266,23 @@ class Engine:
             while not self._stopping and self._failure is None:
                 self._read_inbox()
                 if self.core.idle:
+                    self._deliver()
                     self._wake.wait(timeout=1.0)
                     self._wake.clear()
                 else:
-                    self._deliver(self.core.step())
+                    events = self.core.step()
+                    self._held = [*self._held, *events]
+                    # Whoever reads them takes the interpreter from this thread. A device would have to wait for that,
+                    # so where there is one they are handed over while it runs the next forward.
+                    if self.core.idle or self.core.executor.keeps_logits:
+                        self._deliver()
             if self._failure is None:
+                self._deliver()
                 self._end_streams(EngineStopped("the engine was stopped"))
         except BaseException as error:
             log.exception("the engine's loop died")
             self._failure = error
+            self._deliver()
             self._end_streams(_stopped_by(error))
 
     def _read_inbox(self) -> None:
@@ -283,8 +293,9 @@ class Engine:
             else:
                 self.core.cancel(sequence)
 
-    def _deliver(self, events: list[tuple[Sequence, Event]]) -> None:
-        """Hands events to their readers, waking each event loop once."""
+    def _deliver(self) -> None:
+        """Hands the events that are held to their readers, waking each event loop once."""
+        events, self._held = self._held, []
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Event | BaseException]]] = {}
         for sequence, event in events:
             stream = self._streams.get(sequence)

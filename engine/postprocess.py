@@ -44,14 +44,23 @@ class Work:
     phase: Phase
 
 
+def _nothing() -> None:
+    """Where nobody has anything to do meanwhile."""
+
+
 class Postprocessor:
-    """Applies a forward's logits to its sequences."""
+    """Applies a forward's logits to its sequences.
+
+    Attributes:
+        meanwhile: called before the host waits for a device; in a step without a forward, too.
+    """
 
     def __init__(self, mask_token_id: int, counters: Counters, meter: TokensPerForward) -> None:
         self.mask_token_id = mask_token_id
         self.counters = counters
         self.meter = meter
         self.observer: Observer | None = None
+        self.meanwhile: Callable[[], None] = _nothing
 
     def ask(self, work: list[Work]) -> Asked:
         """What the head is asked about the forward's wanted rows where it keeps no logits."""
@@ -63,6 +72,7 @@ class Postprocessor:
 
     def put_back(self, work: list[Work], canvases: DeviceCanvases, steps: int) -> None:
         """Advances every sequence of a forward of drafts alone that was run for so many steps in a row."""
+        self.meanwhile()
         canvases.put_back()
         for item in work:
             self._drafted(item.sequence, steps)
@@ -82,6 +92,7 @@ class Postprocessor:
                 (drafts if item.phase is Phase.DRAFT else looks).append((item, row))
         if isinstance(outcome, Choice):
             choice, logits = outcome, None
+            self.meanwhile()
         else:
             choice = choose(outcome, [_row_block(item) for item in work], self.mask_token_id)
             logits = outcome

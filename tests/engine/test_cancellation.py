@@ -94,7 +94,7 @@ def test_no_forward_is_spent_on_a_cancelled_sequence(after: int) -> None:
     forwards = one.report.forwards
     core.cancel(one)
     core.cancel(one)
-    assert one.pages == []
+    assert not one.pages
     for _ in range(3):
         assert all(sequence is not one for sequence, _ in core.step())
     assert one.report.forwards == forwards
