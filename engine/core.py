@@ -15,10 +15,11 @@ from engine.decoding.canvas import may_change, open_canvas
 from engine.events import Event
 from engine.in_a_row import Row, row_of, run_row
 from engine.kv_cache import PagePool, page_key, root_key
-from engine.outlook import Lost, NextBlock, Outlook, View
+from engine.outlook import NextBlock, Outlook, View
 from engine.pace import reserve
 from engine.plan import PlanEntry, Rung
 from engine.postprocess import Postprocessor, Work
+from engine.put_off import Lost, first_lost, put_off_s
 from engine.scheduler import Want, share_slots
 from engine.segments import main_block_length, segment
 from engine.sequence import Sequence
@@ -256,13 +257,13 @@ class EngineCore:
             return None
         view = self.outlook.view(present, now)
         lost: list[Lost] = []
-        while view.timed and (one := self.outlook.lost(view)) is not None:
+        while view.timed and (one := first_lost(view)) is not None:
             # Until it is known what the others leave.
             one.sequence.put_off(inf, one.first)
             lost.append(one)
             view = self.outlook.view(present, now)
         if lost:
-            for one, left_s in zip(lost, self.outlook.put_off_s(view, lost), strict=True):
+            for one, left_s in zip(lost, put_off_s(view, lost), strict=True):
                 one.sequence.put_off(now + left_s, one.first)
             view = self.outlook.view(present, now)
         return view

@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 VIEW_HOLDS, STEADY = 8, 0.05
 """Looks ahead for which a view without deadlines holds while nobody comes or goes, and by how much the cost of a
 forward may move meanwhile: what it rests on moves slowly."""
-LATER = 4.0
-"""What has missed its deadline is to be done as if it rode in every so many forwards: it leaves the rest to those who
-can be kept, and does not wait until there are none."""
 A_BLOCK = 32
 """Slots of a long block, for comparing costs."""
 SLIPPED = 0.01
@@ -106,19 +103,6 @@ class NextBlock(NamedTuple):
 
     rung: Rung
     fitted: bool = False
-
-
-class Lost(NamedTuple):
-    """A deadline that is hopeless: of the whole answer, or of its `first` text.
-
-    Attributes:
-        forwards: that it still needs. own_s: what the sequence adds to each.
-    """
-
-    sequence: Sequence
-    first: bool
-    forwards: float
-    own_s: float
 
 
 class Backlog(NamedTuple):
@@ -262,31 +246,6 @@ class Outlook:
         seen = self.lengths.like(most) if limits.stop_ids else NOTHING_SEEN
         chosen = next_block(view.prices.blocks(ladder), group, base, seen, made, most)
         return NextBlock(ladder.rungs[chosen], fitted=chosen != base)
-
-    def lost(self, view: View) -> Lost | None:
-        """The deadline that should be put off first, None where all are kept.
-
-        Of those that are late the one of the smallest weight, then the one with most tokens to go.
-        """
-        late = view.ride.late.nonzero()[0].tolist()
-        if not late:
-            return None
-        riders, ride, timed = view.riders, view.ride, view.timed
-        index = min(late, key=lambda index: (timed[index].plan.weight, -riders.tokens[index]))
-        # As `Pacing` reckons.
-        step = view.table.steps[riders.ladder[index]][ride.places[index]]
-        prompt_forwards, prompt_s = float(riders.prompt_forwards[index]), float(riders.prompt_s[index])
-        forwards = max(1.0, float(riders.tokens[index]) / step.tokens + step.rest) + prompt_forwards
-        until_first = step.first_forwards + prompt_forwards
-        first = bool((riders.first_left_s[index] - prompt_s) * forwards < riders.left_s[index] * until_first)
-        needed = until_first if first else forwards
-        own_s = step.own_s + float(riders.context_s[index]) + prompt_s / needed
-        return Lost(timed[index], first, needed, own_s)
-
-    def put_off_s(self, view: View, lost: Seq[Lost]) -> list[float]:
-        """In how many seconds each of those is to be done whom the riders of `view` have to leave behind."""
-        forward_s = view.ride.forward_s + sum(one.own_s for one in lost) / LATER
-        return [LATER * forward_s * one.forwards for one in lost]
 
     def paces(self, view: View) -> dict[Sequence, float]:
         """The longest forward that each sequence with a deadline can afford on the rung that it should use, seconds."""

@@ -9,8 +9,8 @@ import pytest
 from torch import Tensor
 
 from engine.batch import ForwardBatch
-from engine.outlook import LATER
 from engine.plan import AR, Plan, self_speculation
+from engine.put_off import LATER
 from engine.sequence import Sequence
 from tests.engine.test_deadlines import EXACT, traffic
 from tests.engine.virtual_engine import LAPTOP, VirtualEngine, VirtualRequest
