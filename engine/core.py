@@ -257,7 +257,8 @@ class EngineCore:
             return None
         view = self.outlook.view(present, now)
         lost: list[Lost] = []
-        while view.timed and (one := first_lost(view)) is not None:
+        # Everybody has two deadlines at most.
+        while len(lost) < 2 * len(view.timed) and (one := first_lost(view)) is not None:
             # Until it is known what the others leave.
             one.sequence.put_off(inf, one.first)
             lost.append(one)
