@@ -76,7 +76,7 @@ def test_only_the_hopeless_one_of_two_deadlines_is_put_off() -> None:
     sequence = engine._sequence(VirtualRequest(0.0, 900, 60, plan, 5.0, 0.01), Random(0))
     engine.core.add(sequence)
     engine.core._look_ahead(0.0)
-    assert sequence.first_put_off_s > 0.01
+    assert 0.01 < sequence.first_put_off_s < 0.3, "it needs five forwards, the whole answer 64"
     assert sequence.put_off_s == float("-inf")
     engine.core._look_ahead(4.99)
     assert sequence.put_off_s > 5.0
