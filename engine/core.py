@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from engine.outlook import NextBlock, Outlook, View
 from engine.pace import reserve
 from engine.plan import PlanEntry, Rung
 from engine.postprocess import Postprocessor, Work
-from engine.put_off import Lost, first_lost, put_off_s
+from engine.put_off import put_off_lost
 from engine.scheduler import Want, share_slots
 from engine.segments import main_block_length, segment
 from engine.sequence import Sequence
@@ -255,19 +256,7 @@ class EngineCore:
             sequence.at_border and not sequence.pinned and may_change(sequence) for sequence in self.running
         ):
             return None
-        view = self.outlook.view(present, now)
-        lost: list[Lost] = []
-        # Everybody has two deadlines at most.
-        while len(lost) < 2 * len(view.timed) and (one := first_lost(view)) is not None:
-            # Until it is known what the others leave.
-            one.sequence.put_off(inf, one.first)
-            lost.append(one)
-            view = self.outlook.view(present, now)
-        if lost:
-            for one, left_s in zip(lost, put_off_s(view, lost), strict=True):
-                one.sequence.put_off(now + left_s, one.first)
-            view = self.outlook.view(present, now)
-        return view
+        return put_off_lost(partial(self.outlook.view, present, now), now)
 
     def _open_borders(self, view: View | None) -> None:
         """Chooses rungs for sequences at a border and opens their canvases."""

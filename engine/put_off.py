@@ -1,4 +1,4 @@
-"""Deadlines that are hopeless: which to put off, and until when. Pure.
+"""Deadlines that are hopeless: which to put off, and until when.
 
 Everybody with a deadline rides along, so one that cannot be kept takes forwards from those that can. It makes room for
 them; but an answer that is late should be late by little, and not wait until nobody else has a deadline.
@@ -6,7 +6,9 @@ them; but an answer that is late should be late by little, and not wait until no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -16,6 +18,27 @@ if TYPE_CHECKING:
 LATER = 4.0
 """What has missed its deadline is to be done as if it rode in every so many forwards: the rest is for those who can be
 kept."""
+
+
+def put_off_lost(look: Callable[[], View], now: float) -> View:
+    """Puts off every deadline that is hopeless; returns what is seen after that.
+
+    Args:
+        look: looks at the sequences as they are by then. now: engine clock, seconds.
+    """
+    view = look()
+    lost: list[Lost] = []
+    # Everybody has two deadlines at most.
+    while len(lost) < 2 * len(view.timed) and (one := first_lost(view)) is not None:
+        # Until it is known what the others leave.
+        one.sequence.put_off(inf, one.first)
+        lost.append(one)
+        view = look()
+    if lost:
+        for one, left_s in zip(lost, put_off_s(view, lost), strict=True):
+            one.sequence.put_off(now + left_s, one.first)
+        view = look()
+    return view
 
 
 class Lost(NamedTuple):
