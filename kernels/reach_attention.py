@@ -4,14 +4,16 @@ Queries are ragged, K/V lies in pages, and each query row sees its sequence's ke
 host cuts the batch into items (`kernels/reach_work.py`); a program takes one item and one K/V head. All heads of the
 K/V head are rows of its products, so a canvas of 32 tokens with 4 heads a K/V head fills a tile of 128 rows. Scores and
 sums are float32, the softmax is the streaming one of FlashAttention (arXiv 2205.14135) in base two, and partial results
-of long contexts are merged by their peaks and totals (Flash-Decoding).
+of long contexts are merged by their peaks and totals (Flash-Decoding). Those of a 16-bit model are float16, relative to
+each row's largest: in float32 a canvas cut into splits of 512 keys would leave a quarter of the bytes of its K and V, to
+be written and read once more.
 
 Why these sizes (`tiles_for`): a step of 32 keys, one page, is 16 KB of K and V and 2.1 MFLOP for a canvas.
 At an H200's 4.3 TB/s over 132 SMs that is about 880 cycles of reading against 640 of products and some 250 of softmax,
 so reading is the bound as long as it never stops. Two programs share an SM (at most 128 registers a thread and 113 KB
 each), so that one's softmax and waits lie under the other's products; K and V come by 128-bit asynchronous copies,
-`stages - 1` steps ahead; page numbers are read a step before the copies that need them. Steps that every row sees
-whole take a loop without a mask; only the last ones compare. These are computed figures, to be measured.
+`stages - 1` steps ahead; page numbers are read a step before the copies that need them. Only steps that some row does
+not see whole compare keys with reaches. These are computed figures, to be measured.
 
 What is fixed: tile sizes are constants of the type, splits start at multiples of their size, steps follow in order. A
 key past a row's reach has weight exactly 0 and changes no bit of the row, a split past its reach merges with weight
@@ -29,8 +31,14 @@ from torch import Tensor
 
 from kernels.reach_work import FEW_ROWS, ReachWork
 
-_MERGED_AT_ONCE = 16
-"""Splits that the merge reads at once."""
+MOST_REGISTERS = 128
+"""Of a thread: so many leave room for a second program on the SM."""
+_MERGED_AT_ONCE = 32
+"""Splits that the merge reads at once: as many as one canvas of eight K/V heads is cut into at most, but for one."""
+_LEAST_STRETCH = tl.constexpr(1e-30)
+"""Of a row of zeros, which has no power of two."""
+_EXPONENT = tl.constexpr(0x7F800000)
+"""The bits of a float32's power of two."""
 
 
 def reach_attention_reference(query: Tensor, kv: Tensor, work: ReachWork, heads: int, scale: float) -> Tensor:
@@ -71,8 +79,9 @@ def reach_attention_triton(query: Tensor, kv: Tensor, work: ReachWork, heads: in
     tokens, _, dim = query.shape
     kv_heads = kv.shape[2]
     out = torch.empty(tokens, heads * dim, dtype=query.dtype, device=query.device)
-    partial = torch.empty(work.partial_rows, heads, dim, dtype=torch.float32, device=query.device)
-    summary = torch.empty(2, work.partial_rows, heads, dtype=torch.float32, device=query.device)
+    kind = torch.float32 if work.exact or query.dtype is torch.float32 else torch.float16
+    partial = torch.empty(work.partial_rows, heads, dim, dtype=kind, device=query.device)
+    summary = torch.empty(3, work.partial_rows, heads, dtype=torch.float32, device=query.device)
     tiles = work.tiles
     _attention_kernel[(work.items.shape[0] * kv_heads,)](
         query,
@@ -82,8 +91,7 @@ def reach_attention_triton(query: Tensor, kv: Tensor, work: ReachWork, heads: in
         work.reach,
         out,
         partial,
-        summary[0],
-        summary[1],
+        *summary,
         query.stride(0),
         scale * math.log2(math.e),
         KV_HEADS=kv_heads,
@@ -95,12 +103,12 @@ def reach_attention_triton(query: Tensor, kv: Tensor, work: ReachWork, heads: in
         KEYS=tiles.keys,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
+        maxnreg=MOST_REGISTERS,
     )
     if work.merges.shape[0]:
         _merge_kernel[(work.merges.shape[0], heads)](
             partial,
-            summary[0],
-            summary[1],
+            *summary,
             work.merges,
             out,
             HEADS=heads,
@@ -122,6 +130,7 @@ def _attention_kernel(  # type: ignore[no-untyped-def]
     partial_ptr,
     peak_ptr,
     total_ptr,
+    stretch_ptr,
     query_stride,
     scale,
     KV_HEADS: tl.constexpr,
@@ -141,12 +150,12 @@ def _attention_kernel(  # type: ignore[no-untyped-def]
     few = tl.load(item_ptr + 7)
     if few != 0:
         _attend(
-            query_ptr, kv_ptr, item_ptr, pages_ptr, reach_ptr, out_ptr, partial_ptr, peak_ptr, total_ptr,
+            query_ptr, kv_ptr, item_ptr, pages_ptr, reach_ptr, out_ptr, partial_ptr, peak_ptr, total_ptr, stretch_ptr,
             query_stride, scale, kv_head, rows, KV_HEADS, GROUP, DIM, PAGE, FEW, KEYS,
         )  # fmt: skip
     else:
         _attend(
-            query_ptr, kv_ptr, item_ptr, pages_ptr, reach_ptr, out_ptr, partial_ptr, peak_ptr, total_ptr,
+            query_ptr, kv_ptr, item_ptr, pages_ptr, reach_ptr, out_ptr, partial_ptr, peak_ptr, total_ptr, stretch_ptr,
             query_stride, scale, kv_head, rows, KV_HEADS, GROUP, DIM, PAGE, ROWS, KEYS,
         )  # fmt: skip
 
@@ -162,6 +171,7 @@ def _attend(  # type: ignore[no-untyped-def]
     partial_ptr,
     peak_ptr,
     total_ptr,
+    stretch_ptr,
     query_stride,
     scale,
     kv_head,
@@ -173,7 +183,11 @@ def _attend(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """One item and K/V head with a tile of `ROWS` product rows: row r is head r % GROUP of token r // GROUP."""
+    """One item and K/V head with a tile of `ROWS` product rows: row r is head r % GROUP of token r // GROUP.
+
+    Streaming softmax over the keys in tiles of `KEYS`. peak is in units of log2: the largest score so far times
+    `scale`. total and acc are relative to it.
+    """
     pages_ptr += tl.load(item_ptr)
     first_row = tl.load(item_ptr + 1)
     first_key = tl.load(item_ptr + 3)
@@ -195,17 +209,31 @@ def _attend(  # type: ignore[no-untyped-def]
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, DIM], tl.float32)
     kv_ptr += kv_head * DIM
-    whole_end = first_key + tl.maximum(tl.minimum(least_reach, key_end) - first_key, 0) // KEYS * KEYS
-    acc, peak, total = _over_keys(
-        acc, peak, total, query, reach, kv_ptr, pages_ptr, first_key, whole_end, key_end, scale,
-        KV_HEADS, DIM, PAGE, KEYS, False,
-    )  # fmt: skip
-    acc, peak, total = _over_keys(
-        acc, peak, total, query, reach, kv_ptr, pages_ptr, whole_end, key_end, key_end, scale,
-        KV_HEADS, DIM, PAGE, KEYS, True,
-    )  # fmt: skip
+    key = first_key + tl.arange(0, KEYS)
+    page = tl.load(pages_ptr + key // PAGE, mask=key < key_end, other=0)
+    for tile in range(first_key, key_end, KEYS):
+        key = tile + tl.arange(0, KEYS)
+        slot = page.to(tl.int64) * PAGE + key % PAGE
+        # Page numbers are read one tile ahead, so that no copy of K and V waits for its address.
+        page = tl.load(pages_ptr + (key + KEYS) // PAGE, mask=key + KEYS < key_end, other=0)
+        at = kv_ptr + slot[:, None] * (2 * KV_HEADS * DIM) + dims[None, :]
+        # Slots past the end may hold anything, and 0 * inf is not 0.
+        known = (key < key_end)[:, None]
+        k = tl.load(at, mask=known, other=0.0)
+        v = tl.load(at + KV_HEADS * DIM, mask=known, other=0.0)
+        score = tl.dot(query, tl.trans(k), input_precision="ieee")
+        if tile + KEYS > least_reach:
+            score = tl.where(key[None, :] < reach[:, None], score, float("-inf"))
+        new_peak = tl.maximum(peak, tl.max(score, axis=1) * scale)
+        # Rows that have seen no key have a peak of -inf; inf - inf is not a number.
+        base = tl.where(new_peak > float("-inf"), new_peak, 0.0)
+        weight = tl.exp2(tl.fma(score, scale, -base[:, None]))
+        keep = tl.exp2(peak - base)
+        total = total * keep + tl.sum(weight, axis=1)
+        acc = tl.dot(weight.to(v.dtype), v, acc * keep[:, None], input_precision="ieee")
+        peak = new_peak
 
-    # Where the answer goes is read again: held over the loops it would take registers that a second program needs.
+    # Where the answer goes is read again: held over the loop it would take registers that a second program needs.
     first_row = tl.load(item_ptr + 1)
     rows = tl.load(item_ptr + 2)
     partial_row = tl.load(item_ptr + 6)
@@ -220,64 +248,15 @@ def _attend(  # type: ignore[no-untyped-def]
         )
     else:
         place = (partial_row + token).to(tl.int64) * (KV_HEADS * GROUP) + head
-        tl.store(partial_ptr + place[:, None] * DIM + dims[None, :], acc, mask=inside[:, None])
+        # Relative to the power of two of the row's largest, which float16 holds whatever the values are, and float32
+        # without rounding.
+        largest = tl.maximum(tl.max(tl.abs(acc), axis=1), _LEAST_STRETCH)
+        stretch = (largest.to(tl.int32, bitcast=True) & _EXPONENT).to(tl.float32, bitcast=True)
+        part = (acc * (1.0 / stretch)[:, None]).to(partial_ptr.dtype.element_ty)
+        tl.store(partial_ptr + place[:, None] * DIM + dims[None, :], part, mask=inside[:, None])
+        tl.store(stretch_ptr + place, stretch, mask=inside)
         tl.store(peak_ptr + place, peak, mask=inside)
         tl.store(total_ptr + place, total, mask=inside)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _over_keys(  # type: ignore[no-untyped-def]
-    acc,
-    peak,
-    total,
-    query,
-    reach,
-    kv_ptr,
-    pages_ptr,
-    start,
-    stop,
-    key_end,
-    scale,
-    KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    PAGE: tl.constexpr,
-    KEYS: tl.constexpr,
-    MASKED: tl.constexpr,
-):
-    """Streaming softmax over the keys `[start, stop)`, in tiles of `KEYS`; with `MASKED`, each row up to its reach.
-
-    peak is in units of log2: the largest score so far times `scale`. total and acc are relative to it.
-    """
-    lane = tl.arange(0, KEYS)
-    dims = tl.arange(0, DIM)
-    key = start + lane
-    page = tl.load(pages_ptr + key // PAGE, mask=key < stop, other=0)
-    for tile in range(start, stop, KEYS):
-        key = tile + lane
-        slot = page.to(tl.int64) * PAGE + key % PAGE
-        # Page numbers are read one tile ahead, so that no copy of K and V waits for its address.
-        page = tl.load(pages_ptr + (key + KEYS) // PAGE, mask=key + KEYS < stop, other=0)
-        at = kv_ptr + slot[:, None] * (2 * KV_HEADS * DIM) + dims[None, :]
-        if MASKED:
-            # Slots past the end may hold anything, and 0 * inf is not 0.
-            known = (key < key_end)[:, None]
-            k = tl.load(at, mask=known, other=0.0)
-            v = tl.load(at + KV_HEADS * DIM, mask=known, other=0.0)
-        else:
-            k = tl.load(at)
-            v = tl.load(at + KV_HEADS * DIM)
-        score = tl.dot(query, tl.trans(k), input_precision="ieee")
-        if MASKED:
-            score = tl.where(key[None, :] < reach[:, None], score, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(score, axis=1) * scale)
-        # Rows that have seen no key have a peak of -inf; inf - inf is not a number.
-        base = tl.where(new_peak > float("-inf"), new_peak, 0.0)
-        weight = tl.exp2(tl.fma(score, scale, -base[:, None]))
-        keep = tl.exp2(peak - base)
-        total = total * keep + tl.sum(weight, axis=1)
-        acc = tl.dot(weight.to(v.dtype), v, acc * keep[:, None], input_precision="ieee")
-        peak = new_peak
-    return acc, peak, total
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -285,6 +264,7 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
     partial_ptr,
     peak_ptr,
     total_ptr,
+    stretch_ptr,
     merges_ptr,
     out_ptr,
     HEADS: tl.constexpr,
@@ -311,11 +291,12 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
         part = tl.load(partial_ptr + place[:, None] * DIM + dims[None, :], mask=inside[:, None], other=0.0)
         peaks = tl.load(peak_ptr + place, mask=inside, other=float("-inf"))
         totals = tl.load(total_ptr + place, mask=inside, other=0.0)
+        stretches = tl.load(stretch_ptr + place, mask=inside, other=0.0)
         new_highest = tl.maximum(highest, tl.max(peaks, axis=0))
         base = tl.where(new_highest > float("-inf"), new_highest, 0.0)
         weights = tl.exp2(peaks - base)
         keep = tl.exp2(highest - base)
-        sums = sums * keep + tl.sum(part * weights[:, None], axis=0)
+        sums = sums * keep + tl.sum(part.to(tl.float32) * (stretches * weights)[:, None], axis=0)
         total = total * keep + tl.sum(totals * weights, axis=0)
         highest = new_highest
     answer = sums / tl.where(total > 0, total, 1.0)

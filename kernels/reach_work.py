@@ -71,18 +71,23 @@ class SplitRule:
 
     Attributes:
         keys: keys of a split, a multiple of the tile's keys; a tile's first split begins at key 0 and every further one
-            at a multiple. None: chosen for each batch
-            (`reach_work_arithmetic.py`), and a rest of less than half a split belongs to
-            the one before it.
+            at a multiple. None: chosen for each batch (`reach_work_arithmetic.py`), and a rest of less than half a split
+            belongs to the one before it.
         small_tiles: whether a tile of few rows may be a small one.
 
     With `keys` and without small tiles (`FIXED`) a row's answer depends on its own query, keys and reach alone: not on
     other sequences, nor on how a prompt is cut into chunks. The cost: a canvas's split leaves 64 KB a K/V head, written
-    and read again, where its K and V are 256 KB; and single tokens pay the products of a whole tile.
+    and read again, where its K and V are 256 KB (float16 would be half, but no tile that is not split rounds its sums); and single tokens
+    pay the products of a whole tile.
     """
 
     keys: int | None = None
     small_tiles: bool = True
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a row's answer depends on nothing else in its batch."""
+        return self.keys is not None and not self.small_tiles
 
 
 FIXED = SplitRule(512, small_tiles=False)
@@ -121,6 +126,7 @@ class ReachWork:
         partial_rows: rows of partial results that the launch needs, of all heads each.
         page_size: slots of a page.
         tiles: the tile sizes that the items were cut for.
+        exact: whether partial results are float32, so that a row's bits do not depend on whether its tile is split.
     """
 
     reach: Tensor
@@ -130,6 +136,7 @@ class ReachWork:
     partial_rows: int
     page_size: int
     tiles: Tiles
+    exact: bool
 
     @property
     def sizes(self) -> WorkSizes:
@@ -143,7 +150,7 @@ class ReachWork:
     def with_arrays(self, arrays: tuple[Tensor, ...]) -> ReachWork:
         """The same work with its tensors elsewhere, in the order of `arrays`."""
         reach, pages, items, merges = arrays
-        return ReachWork(reach, pages, items, merges, self.partial_rows, self.page_size, self.tiles)
+        return ReachWork(reach, pages, items, merges, self.partial_rows, self.page_size, self.tiles, self.exact)
 
 
 def rounded_up(count: int) -> int:
@@ -217,6 +224,7 @@ def reach_work(
         partial_rows=sizes.partial_rows,
         page_size=page_size,
         tiles=tiles,
+        exact=rule.fixed,
     )
 
 

@@ -51,9 +51,9 @@ def chosen_split(
 ) -> int:
     """The split with the shortest estimated launch, among `least_split` times powers of two.
 
-    A program costs its keys, a start, and twice its product rows if it leaves partial results: a row's float32 sums are
-    as many bytes as one key's K and V in 16 bits, and are written and read. Up to `places` programs run at once and the
-    longest is the launch; of more, the work over the places and half a program at the end.
+    A program costs its keys, a start, and its product rows if it leaves partial results: a row's sums are half as many
+    bytes as one key's K and V, and are written and read. Up to `places` programs run at once and the longest is the
+    launch; of more, the work over the places and half a program at the end.
 
     Args:
         kv_heads: programs of each split. start_keys: what the start of a program costs, in keys.
@@ -66,7 +66,7 @@ def chosen_split(
         for tile in range(len(tiles)):
             cost = tiles[tile, 3] / splits[tile] + start_keys
             if splits[tile] > 1:
-                cost += 2 * tiles[tile, 2] * heads_per_kv_head
+                cost += tiles[tile, 2] * heads_per_kv_head
             longest = max(longest, cost)
             work += splits[tile] * cost
             programs += splits[tile] * kv_heads

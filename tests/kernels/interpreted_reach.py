@@ -123,12 +123,26 @@ def test_the_tiles_of_the_engine(dtype: torch.dtype) -> None:
 
 def test_more_splits_than_the_merge_reads_at_once() -> None:
     """The highest score lies in the first splits, then in the last ones, so that both sides are rescaled."""
-    batch = case(29, [Part(700, 2, True), Part(560, 1, True)], torch.float32, heads=2)
-    for part, own, loud in zip(batch.parts, batch.pages, (40, 555), strict=True):
-        token = 0 if part.start == 700 else 2
+    batch = case(29, [Part(1100, 2, True), Part(1060, 1, True)], torch.float32, heads=2)
+    for part, own, loud in zip(batch.parts, batch.pages, (40, 1055), strict=True):
+        token = 0 if part.start == 1100 else 2
         batch.kv[own[loud // 32] * 32 + loud % 32, 0, 0] = batch.query[token, 0]
     assert batch.work(SMALL, SplitRule(32)).merges[:, 3].max() > module._MERGED_AT_ONCE
     check(batch, rule=SplitRule(32))
+
+
+def test_partial_results_in_float16_hold_sums_that_no_float16_does() -> None:
+    batch = case(31, [Part(500, 3, True), CANVAS], torch.float16)
+    size = 1e4
+    values = batch.kv[:, 1]
+    values *= size
+    # The weights of a split's keys are nearly alike: their sum is as many times a value.
+    batch.query *= 0.01
+    work = batch.work(SMALL, RULE)
+    assert not work.exact
+    assert work.merges.any()
+    got = reach_attention_triton(batch.query, batch.kv, work, batch.heads, SCALE).double() / size
+    torch.testing.assert_close(got, expected(batch, SCALE) / size, atol=2e-3, rtol=2e-3)
 
 
 def test_equals_its_reference() -> None:
@@ -148,10 +162,11 @@ def test_queries_may_have_their_keys_behind_them() -> None:
     )
 
 
-def test_a_fixed_rule_makes_a_row_independent_of_its_batch_and_of_its_chunks() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_fixed_rule_makes_a_row_independent_of_its_batch_and_of_its_chunks(dtype: torch.dtype) -> None:
     """Bitwise: alone or beside others, in one chunk of a prompt or in three, in exact or padded arrays."""
     rule = SplitRule(keys=64, small_tiles=False)
-    whole = case(13, [Part(60, 40, True)], torch.float32)
+    whole = case(13, [Part(60, 40, True)], dtype)
     together = check(whole, rule=rule)
     token = 0
     for rows in (3, 9, 28):
@@ -159,7 +174,7 @@ def test_a_fixed_rule_makes_a_row_independent_of_its_batch_and_of_its_chunks() -
         assert torch.equal(check(chunk, rule=rule), together[token : token + rows])
         token += rows
     others = [Part(5, 8, False), Part(190, 1, True)]
-    crowd = case(14, [*others, Part(60, 40, True)], torch.float32)
+    crowd = case(14, [*others, Part(60, 40, True)], dtype)
     crowd.query[9:] = whole.query
     for own, other in zip(crowd.pages[2], whole.pages[0], strict=True):
         crowd.kv[own * 32 : own * 32 + 32] = whole.kv[other * 32 : other * 32 + 32]

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import torch
 
-from kernels.reach_attention import _MERGED_AT_ONCE, _attention_kernel, _merge_kernel
+from kernels.reach_attention import _MERGED_AT_ONCE, MOST_REGISTERS, _attention_kernel, _merge_kernel
 from kernels.reach_work import FEW_ROWS, tiles_for
 from tests.kernels.aot import Form
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def _attention(kind: str, kv_heads: int) -> Form:
+def _attention(kind: str, kv_heads: int, partials: str = "fp16") -> Form:
     tiles = tiles_for(DTYPES[kind])
     return Form(
-        f"reach_attention/{kind}/{kv_heads}_kv_heads",
+        f"reach_attention/{kind}/{kv_heads}_kv_heads/{partials}_partials",
         _attention_kernel,
         {
             "query_ptr": f"*{kind}",
@@ -24,9 +24,10 @@ def _attention(kind: str, kv_heads: int) -> Form:
             "pages_ptr": "*i32",
             "reach_ptr": "*i32",
             "out_ptr": f"*{kind}",
-            "partial_ptr": "*fp32",
+            "partial_ptr": f"*{partials}",
             "peak_ptr": "*fp32",
             "total_ptr": "*fp32",
+            "stretch_ptr": "*fp32",
             "query_stride": "i32",
             "scale": "fp32",
         },
@@ -42,17 +43,19 @@ def _attention(kind: str, kv_heads: int) -> Form:
         tiles.warps,
         tiles.stages,
         ("query_stride",),
+        MOST_REGISTERS,
     )
 
 
-def _merge(kind: str) -> Form:
+def _merge(kind: str, partials: str = "fp16") -> Form:
     return Form(
-        f"reach_merge/{kind}",
+        f"reach_merge/{kind}/{partials}_partials",
         _merge_kernel,
         {
-            "partial_ptr": "*fp32",
+            "partial_ptr": f"*{partials}",
             "peak_ptr": "*fp32",
             "total_ptr": "*fp32",
+            "stretch_ptr": "*fp32",
             "merges_ptr": "*i32",
             "out_ptr": f"*{kind}",
         },
@@ -61,7 +64,9 @@ def _merge(kind: str) -> Form:
 
 
 FORMS = [
-    *(_attention(kind, 8) for kind in DTYPES),
+    *(_attention(kind, 8) for kind in ("bf16", "fp16")),
+    *(_attention(kind, 8, "fp32") for kind in ("bf16", "fp32")),
     _attention("bf16", 1),
     *(_merge(kind) for kind in ("bf16", "fp16")),
+    _merge("bf16", "fp32"),
 ]

@@ -110,7 +110,7 @@ def test_places_are_busy_and_few_partial_results_are_left(canvases: int, context
     assert rounds * max(lengths) <= 1.7 * share + 320
     partials = sum(merge[3] for merge in made.merges.tolist()) / 32
     if canvases >= 32:
-        assert partials * 256 <= 0.2 * canvases * context
+        assert partials * 128 <= 0.2 * canvases * context
 
 
 def test_a_fixed_rule_cuts_each_part_as_if_it_were_alone() -> None:
