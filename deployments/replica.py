@@ -55,6 +55,7 @@ class Replica:
             quantization=args.quantization,
             batch_invariant=args.batch_invariant,
             cuda_graphs=args.cuda_graphs,
+            narrow_products=args.narrow_products,
             threads=args.threads,
             tp=args.tp,
             tp_backend=args.tp_backend,

@@ -11,7 +11,7 @@ from deployments.keys import ApiKey
 from deployments.tiers import DEFAULT_TIER, SERVICE_TIERS, TIERS, Tier, capacity_share
 from engine.checkpoint.config import ModelConfig
 from engine.checkpoint.memory import check_tensor_parallel
-from engine.config import Quantization, check_invariance
+from engine.config import Quantization, check_products
 from engine.errors import CheckpointError
 
 SHIPPED_MODEL = Path(__file__).parent.parent / "engine" / "tiny" / "checkpoint"
@@ -70,6 +70,9 @@ class AppArgs(BaseModel):
     cuda_graphs: bool = Field(
         False, description="On a GPU: short forwards are recorded at start and replayed (see EngineConfig)."
     )
+    narrow_products: bool = Field(
+        False, description="On a GPU: products of few rows by a kernel of their own (see EngineConfig)."
+    )
     quantization: Quantization = Field("none", description="fp8: the layers' weights in FP8, on a GPU.")
     threads: int = Field(1, ge=1, le=1024, description="Torch threads of a replica.")
     max_sequences: int = Field(256, ge=1, le=4096, description="Sequences of a replica that may hold K/V at once.")
@@ -120,7 +123,7 @@ class AppArgs(BaseModel):
 
     @model_validator(mode="after")
     def _ranks_can_be_placed(self) -> AppArgs:
-        check_invariance(self.batch_invariant, self.quantization, self.tp)
+        check_products(self.quantization, self.batch_invariant, self.narrow_products, self.tp)
         if self.cuda_graphs and (not self.replica_gpus or self.tp > 1):
             raise ValueError(
                 f"cuda_graphs is true with replica_gpus {self.replica_gpus} and tp {self.tp}; allowed: replica_gpus 1 "

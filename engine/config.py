@@ -33,6 +33,11 @@ class EngineConfig(BaseModel):
         description="On a GPU: forwards of up to 512 tokens are recorded at start and replayed by one launch each. "
         "Not with several ranks.",
     )
+    narrow_products: bool = Field(
+        False,
+        description="On a GPU: the layers' products of up to 64 rows by a kernel of their own instead of the library, "
+        "SwiGLU in it. Not with fp8 or batch_invariant.",
+    )
     threads: int | None = Field(None, ge=1, description="Torch threads of the forward; null = torch's own choice.")
     tp: Literal[1, 2, 4, 8] = Field(
         1, description="Tensor parallelism: processes that share the model, each with a device of its own."
@@ -58,8 +63,8 @@ class EngineConfig(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _invariance_is_possible(self) -> EngineConfig:
-        check_invariance(self.batch_invariant, self.quantization, self.tp)
+    def _products_are_possible(self) -> EngineConfig:
+        check_products(self.quantization, self.batch_invariant, self.narrow_products, self.tp)
         return self
 
     @model_validator(mode="after")
@@ -71,10 +76,15 @@ class EngineConfig(BaseModel):
         return self
 
 
-def check_invariance(batch_invariant: bool, quantization: Quantization, tp: int) -> None:
-    """Raises ValueError where rows cannot be kept from depending on their batch."""
+def check_products(quantization: Quantization, batch_invariant: bool, narrow_products: bool, tp: int) -> None:
+    """Raises ValueError where rows would depend on their batch all the same, or products are wanted in two forms."""
     if batch_invariant and (quantization != "none" or tp > 1):
         raise ValueError(
             f"batch_invariant is true with quantization {quantization!r} and tp {tp}; allowed: quantization 'none' and "
             "tp 1 (their sums follow the size of the batch)"
+        )
+    if narrow_products and (quantization != "none" or batch_invariant):
+        raise ValueError(
+            f"narrow_products is true with quantization {quantization!r} and batch_invariant {batch_invariant}; "
+            "allowed: quantization 'none' and batch_invariant false (they have products of their own)"
         )

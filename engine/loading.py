@@ -20,6 +20,7 @@ from engine.group.wire import Kind, RankSpec, number
 from engine.model.fixed_linear import FixedLinear
 from engine.model.fp8_linear import Fp8Linear
 from engine.model.linear import Linear
+from engine.model.narrow_linear import NarrowLinear
 from engine.model.parallel import Shard, TensorParallel, default_backend, file_store
 from engine.model.transformer import Product, Transformer
 from kernels.reach_work import FIXED
@@ -39,7 +40,7 @@ def load_executor(path: Path, model: ModelConfig, config: EngineConfig, launcher
     Raises CheckpointError with every problem of the checkpoint, RankFailed when another rank cannot start.
     """
     check_tensor_parallel(model, config.tp)
-    check_device(config.device)
+    check_device(config.device, config.narrow_products)
     if config.cuda_graphs and not use_triton(torch.empty(0, device=config.device)):
         raise CheckpointError(f"cuda_graphs is true, and {VARIABLE} keeps the kernels off; allowed: auto, triton")
     wide = config.dtype == "float32" or (config.dtype == "auto" and config.device == "cpu")
@@ -54,6 +55,7 @@ def load_executor(path: Path, model: ModelConfig, config: EngineConfig, launcher
         store="",
         quantization=config.quantization,
         batch_invariant=config.batch_invariant,
+        narrow_products=config.narrow_products,
     )
     if config.tp == 1:
         part = load_part(spec, 0)
@@ -78,14 +80,25 @@ def product_of(spec: RankSpec, device: torch.device) -> type[Product]:
     """How the layers' products are made."""
     if spec.quantization == "fp8":
         return Fp8Linear
-    # On a CPU rows have the same bits in any batch anyway.
-    return FixedLinear if spec.batch_invariant and use_triton(torch.empty(0, device=device)) else Linear
+    # On a CPU rows have the same bits in any batch anyway, and few of them the library's speed.
+    if not use_triton(torch.empty(0, device=device)):
+        return Linear
+    if spec.batch_invariant:
+        return FixedLinear
+    return NarrowLinear if spec.narrow_products else Linear
 
 
-def check_device(device: str) -> None:
-    """Raises CheckpointError where there is no such device."""
-    if device == "cuda" and not torch.cuda.is_available():
+def check_device(device: str, narrow_products: bool) -> None:
+    """Raises CheckpointError where there is no such device, or it cannot run what is asked."""
+    if device != "cuda":
+        return
+    if not torch.cuda.is_available():
         raise CheckpointError("device is 'cuda', and this process sees no GPU; allowed here: 'cpu'")
+    major, minor = torch.cuda.get_device_capability()
+    if narrow_products and major < 9:
+        raise CheckpointError(
+            f"narrow_products is true on a GPU of compute capability {major}.{minor}; allowed: from 9.0 on"
+        )
 
 
 def device_of(device: str, rank: int) -> torch.device:

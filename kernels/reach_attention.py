@@ -4,9 +4,9 @@ Queries are ragged, K/V lies in pages, and each query row sees its sequence's ke
 host cuts the batch into items (`kernels/reach_work.py`); a program takes one item and one K/V head. All heads of the
 K/V head are rows of its products, so a canvas of 32 tokens with 4 heads a K/V head fills a tile of 128 rows. Scores and
 sums are float32, the softmax is the streaming one of FlashAttention (arXiv 2205.14135) in base two, and partial results
-of long contexts are merged by their peaks and totals (Flash-Decoding). Those of a 16-bit model are float16, relative to
-each row's largest: in float32 a canvas cut into splits of 512 keys would leave a quarter of the bytes of its K and V, to
-be written and read once more.
+of long contexts are merged by their peaks and totals (Flash-Decoding). Those of a 16-bit model are float16, relative
+to each row's largest: in float32 a canvas cut into splits of 512 keys would leave a quarter of the bytes of its K and
+V, to be written and read once more.
 
 Why these sizes (`tiles_for`): a step of 32 keys, one page, is 16 KB of K and V and 2.1 MFLOP for a canvas.
 At an H200's 4.3 TB/s over 132 SMs that is about 880 cycles of reading against 640 of products and some 250 of softmax,

@@ -71,14 +71,14 @@ class SplitRule:
 
     Attributes:
         keys: keys of a split, a multiple of the tile's keys; a tile's first split begins at key 0 and every further one
-            at a multiple. None: chosen for each batch (`reach_work_arithmetic.py`), and a rest of less than half a split
-            belongs to the one before it.
+            at a multiple. None: chosen for each batch (`reach_work_arithmetic.py`), and a rest of less than half a
+            split belongs to the one before it.
         small_tiles: whether a tile of few rows may be a small one.
 
     With `keys` and without small tiles (`FIXED`) a row's answer depends on its own query, keys and reach alone: not on
     other sequences, nor on how a prompt is cut into chunks. The cost: a canvas's split leaves 64 KB a K/V head, written
-    and read again, where its K and V are 256 KB (float16 would be half, but no tile that is not split rounds its sums); and single tokens
-    pay the products of a whole tile.
+    and read again, where its K and V are 256 KB (in float16 it would be half, but a tile that is not split rounds no
+    sums); and single tokens pay the products of a whole tile.
     """
 
     keys: int | None = None

@@ -54,6 +54,7 @@ class Loading:
     quantization: str = "none"
     batch_invariant: bool = False
     cuda_graphs: bool = False
+    narrow_products: bool = False
     kv_tokens: int = 4096
     kv_memory_fraction: float = 1.0
     max_kv_tokens: int = 4096

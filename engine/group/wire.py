@@ -37,7 +37,7 @@ class RankSpec:
     Attributes:
         path: checkpoint directory. dtype: torch's name of the arithmetic type. threads: torch threads of each rank;
             the same number, because a batch is padded by it. device: `cpu` or `cuda`. store: file at which the ranks
-            meet. quantization, batch_invariant: as in `EngineConfig`.
+            meet. quantization, batch_invariant, narrow_products: as in `EngineConfig`.
     """
 
     path: str
@@ -49,6 +49,7 @@ class RankSpec:
     store: str
     quantization: str = "none"
     batch_invariant: bool = False
+    narrow_products: bool = False
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()

@@ -17,6 +17,7 @@ from torch import Tensor
 from engine.model.fixed_linear import FixedLinear
 from engine.model.fp8_linear import Fp8Linear
 from engine.model.linear import Linear, rows_of_all
+from engine.model.narrow_linear import NarrowLinear
 from engine.model.parallel import TensorParallel, rank_config
 from engine.model.rope import attention_factor, query_scale, rotary, yarn_frequencies
 from kernels.activation import swiglu_torch, swiglu_triton
@@ -31,12 +32,14 @@ from kernels.row_statistics import RowRules, Statistics
 from kernels.switch import use_triton
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from engine.batch import ForwardBatch
     from engine.checkpoint.config import ModelConfig
     from engine.checkpoint.weights import DraftAdapter, Weights
 
 
-Product = Linear | Fp8Linear | FixedLinear
+Product = Linear | Fp8Linear | FixedLinear | NarrowLinear
 
 
 @dataclass(slots=True)
@@ -56,6 +59,11 @@ class Layer:
     @property
     def products(self) -> tuple[Product, ...]:
         return self.qkv, self.output, self.gate_up, self.down
+
+    def inner(self, x: Tensor, swiglu: Callable[[Tensor], Tensor]) -> Tensor:
+        """The MLP before its last product, `x` `[rows, hidden]` to `[rows, intermediate]`; `swiglu`: the pass for those
+        products that do not have it in them."""
+        return self.gate_up.gated(x) if isinstance(self.gate_up, NarrowLinear) else swiglu(self.gate_up(x))
 
 
 class Transformer:
@@ -140,7 +148,7 @@ class Transformer:
                 attended = reach_attention(query, cache, batch.groups, scale)
             change = self.parallel.all_reduce(self._output(index, layer, attended, batch))
             x, normed = add_and_norm(x, change, layer.post_norm, eps)
-            change = self.parallel.all_reduce(layer.down(swiglu(layer.gate_up(normed))))
+            change = self.parallel.all_reduce(layer.down(layer.inner(normed, swiglu)))
         return x if change is None else x + change
 
     def _rotation(self, batch: ForwardBatch) -> Rotation:
@@ -196,9 +204,9 @@ class Transformer:
         mask, rows = batch.draft_mask, batch.draft_rows
         drafted = attended if rows is None else attended.index_select(0, rows)
         delta = times(times(drafted.to(down.dtype), down), up)
-        delta = (delta * self.adapter.scale).to(out.dtype)
         if mask is not None:
-            return out.addcmul_(delta, mask)
+            return out.addcmul_(delta.to(out.dtype), mask, value=self.adapter.scale)
+        delta = (delta * self.adapter.scale).to(out.dtype)
         return out if rows is None else out.index_add_(0, rows[: batch.draft_count], delta[: batch.draft_count])
 
 

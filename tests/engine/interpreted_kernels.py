@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.decoding import head
 from engine.model.fixed_linear import FixedLinear
+from engine.model.narrow_linear import NarrowLinear
 from engine.sampling import pick
 from kernels.switch import VARIABLE
 from tests.engine.serving import MODES, PROMPTS, Answer, answer, first_layer_of_golden, load
@@ -96,3 +97,15 @@ def test_fixed_tiles_give_the_same_answers_and_the_same_bits_alone(
         alone = answer(engine, [(PROMPTS[place], some[place])])[0]
         assert alone.token_ids == other.token_ids
         assert alone.report.audit_logprob == other.report.audit_logprob, "to the bit"
+
+
+def test_narrow_products_give_the_same_answers(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompts together are longer than a narrow product has rows, canvases are not."""
+    some = [REQUESTS[place] for place in (1, 4, -1)]
+    asked = [([*PROMPTS[place], *range(60, 90)], fields) for place, fields in enumerate(some)]
+    want = answer(load(checkpoint, kv_tokens=2048), asked)
+    monkeypatch.setenv(VARIABLE, "triton")
+    engine = load(checkpoint, kv_tokens=2048, narrow_products=True)
+    assert all(isinstance(product, NarrowLinear) for product in engine.core.executor.model.layers[0].products)
+    for fields, one, other in zip(some, want, answer(engine, asked), strict=True):
+        assert one.token_ids == other.token_ids, fields

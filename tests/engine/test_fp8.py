@@ -93,6 +93,14 @@ def test_invariance_is_refused_where_it_cannot_be_kept(settings: type[BaseModel]
         settings.model_validate({"batch_invariant": True, **other})
 
 
+@pytest.mark.parametrize("settings", [EngineConfig, AppArgs])
+@pytest.mark.parametrize("other", [{"quantization": "fp8"}, {"batch_invariant": True}])
+def test_narrow_products_are_refused_where_others_are_made(settings: type[BaseModel], other: dict[str, object]) -> None:
+    assert settings.model_validate({"narrow_products": True, "tp": 2})
+    with pytest.raises(ValidationError, match=r"narrow_products is true with .*; allowed: quantization 'none'"):
+        settings.model_validate({"narrow_products": True, **other})
+
+
 def test_memory_of_a_part_in_fp8() -> None:
     config = ModelConfig.from_dir(TINY)
     hidden, inner, heads = config.hidden_size, config.intermediate_size, config.q_size + 2 * config.kv_size

@@ -10,7 +10,13 @@ import torch
 from engine.checkpoint.config import ModelConfig
 from engine.config import EngineConfig
 from engine.errors import CheckpointError
-from engine.loading import check_device, device_of, load_executor
+from engine.group.wire import RankSpec
+from engine.loading import check_device, device_of, load_executor, product_of
+from engine.model.fixed_linear import FixedLinear
+from engine.model.linear import Linear
+from engine.model.narrow_linear import NarrowLinear
+from engine.model.transformer import Product
+from kernels.switch import VARIABLE
 
 TINY = Path(__file__).parents[2] / "engine" / "tiny" / "checkpoint"
 
@@ -19,7 +25,7 @@ TINY = Path(__file__).parents[2] / "engine" / "tiny" / "checkpoint"
 def test_a_gpu_that_is_not_there_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"device is 'cuda', and this process sees no GPU; allowed here: 'cpu'"):
         load_executor(TINY, ModelConfig.from_dir(TINY), EngineConfig(device="cuda"))
-    check_device("cpu")
+    check_device("cpu", narrow_products=True)
 
 
 def test_every_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +35,32 @@ def test_every_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [device_of("cuda", rank).index for rank in range(4)] == [0, 1, 2, 3]
     assert device_of("cpu", 3) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("asked", "made"),
+    [({}, Linear), ({"narrow_products": True}, NarrowLinear), ({"batch_invariant": True}, FixedLinear)],
+)
+def test_products_of_their_own_are_for_kernels(
+    asked: dict[str, bool], made: type[Product], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rank is told of them."""
+    spec = RankSpec("", 2, "float32", 1, "gloo", "cpu", "", **asked)
+    spec = RankSpec.from_bytes(spec.to_bytes())
+    assert product_of(spec, torch.device("cpu")) is Linear
+    monkeypatch.setenv(VARIABLE, "triton")
+    assert product_of(spec, torch.device("cpu")) is made
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9)])
+def test_narrow_products_want_a_gpu_that_has_what_they_run_on(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    check_device("cuda", narrow_products=False)
+    with pytest.raises(CheckpointError, match=r"compute capability 8\.\d; allowed: from 9\.0 on"):
+        check_device("cuda", narrow_products=True)
 
 
 @pytest.mark.parametrize(("dtype", "found"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])

@@ -1,6 +1,6 @@
 """The Triton forms of the small kernels of a layer in the interpreter: rope with K/V write, norm, SwiGLU, FP8, products
-in fixed tiles. Run by `test_layer_triton.py` in a process of its own. fp32 and fp16 only (`interpreted_reach.py` says
-why)."""
+in fixed tiles and of few rows. Run by `test_layer_triton.py` in a process of its own. fp32 and fp16 only
+(`interpreted_reach.py` says why)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from torch import Tensor
 
 import kernels.activation
 import kernels.fixed_product
+import kernels.narrow_product
 import kernels.norm
 import kernels.quantize
 import kernels.rope_and_kv
 from kernels.activation import swiglu_triton
 from kernels.fixed_product import fixed_product
+from kernels.narrow_product import NARROW_ROWS, gated_product, narrow_product, split_of, tiles_of
 from kernels.norm import add_and_norm_torch, add_and_norm_triton
 from kernels.quantize import QuantizedRows, quantize_rows_torch, quantize_rows_triton
 from kernels.rope_and_kv import Rotation, rope_and_kv_torch, rope_and_kv_triton
@@ -221,3 +223,80 @@ def test_products_in_fixed_tiles_keep_to_their_tensors(monkeypatch: pytest.Monke
     torch.testing.assert_close(got, x @ weight.T, atol=1e-4, rtol=1e-4)
     assert (guards(made[0]) == SENTINEL).all()
     assert fixed_product(x[:0], weight).shape == (0, 130)
+
+
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 2**31),
+    rows=st.sampled_from([1, 5, 16, 17, 32, 33, 64]),
+    outputs=st.sampled_from([1, 24, 128, 300]),
+    inputs=st.sampled_from([8, 64, 136, 640, 1000]),
+    dtype=TYPES,
+)
+def test_products_of_few_rows_equal_float64(
+    seed: int, rows: int, outputs: int, inputs: int, dtype: torch.dtype
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    x, weight = (torch.randn(shape, generator=draw).to(dtype) for shape in ((rows, inputs), (outputs, inputs)))
+    arrivals = torch.zeros(tiles_of(outputs), dtype=torch.int32)
+    got = narrow_product(x, weight, arrivals)
+    want = x.double() @ weight.double().T
+    bound = BOUND[dtype] * float(want.abs().max() + 1)
+    torch.testing.assert_close(got.double(), want, atol=bound, rtol=0)
+    assert not arrivals.any(), "ready for the next product"
+
+
+@settings(max_examples=15)
+@given(
+    seed=st.integers(0, 2**31),
+    rows=st.sampled_from([1, 5, 32, 64]),
+    inner=st.sampled_from([1, 24, 64, 130]),
+    inputs=st.sampled_from([8, 136]),
+    dtype=TYPES,
+)
+def test_gated_products_equal_float64(seed: int, rows: int, inner: int, inputs: int, dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    x, weight = (torch.randn(shape, generator=draw).to(dtype) for shape in ((rows, inputs), (2 * inner, inputs)))
+    want = double_swiglu(x.double() @ weight.double().T)
+    bound = 2 * BOUND[dtype] * float(want.abs().max() + 1)
+    torch.testing.assert_close(gated_product(x, weight).double(), want, atol=bound, rtol=0)
+
+
+def test_gated_products_round_where_the_two_passes_do() -> None:
+    draw = torch.Generator().manual_seed(8)
+    # Products of these are exact in any order.
+    x, weight = (torch.randint(-3, 4, shape, generator=draw).half() / 8 for shape in ((9, 64), (2 * 40, 64)))
+    assert torch.equal(gated_product(x, weight), swiglu_triton(x @ weight.T))
+
+
+def test_inputs_are_split_where_outputs_give_too_few_programs() -> None:
+    for outputs, inputs, splits in (
+        (6144, 5120, 3),
+        (5120, 4096, 3),
+        (5120, 16_384, 3),
+        (32_768, 5120, 1),
+        (8, 640, 10),
+    ):
+        tiles = tiles_of(outputs)
+        count, share = split_of(inputs, tiles)
+        assert count == splits
+        assert share % kernels.narrow_product.TILE_INPUTS == 0
+        assert (count - 1) * share < inputs <= count * share
+
+
+def test_products_of_few_rows_keep_to_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(3)
+    x, weight = torch.randn(37, 200, generator=draw), torch.randn(130, 200, generator=draw)
+    arrivals = guarded(torch.zeros(2, dtype=torch.int32))
+    made = made_by(kernels.narrow_product, monkeypatch)
+    got = narrow_product(x, weight, arrivals)
+    gated = gated_product(x, weight)
+    monkeypatch.undo()
+    torch.testing.assert_close(got, x @ weight.T, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(gated.double(), double_swiglu(x.double() @ weight.double().T), atol=1e-3, rtol=0)
+    assert len(made) == 3
+    for tensor in (*made, arrivals):
+        assert (guards(tensor) == SENTINEL).all()
+    assert narrow_product(x[:0], weight, arrivals).shape == (0, 130)
+    assert gated_product(x[:0], weight).shape == (0, 65)
+    assert NARROW_ROWS == 64

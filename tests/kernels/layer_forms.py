@@ -13,6 +13,10 @@ from kernels.fixed_product import (
     WARPS,
     _fixed_product_kernel,
 )
+from kernels.narrow_product import TILE_INPUTS as NARROW_INPUTS
+from kernels.narrow_product import TILE_OUTPUTS as NARROW_OUTPUTS
+from kernels.narrow_product import WARPS as NARROW_WARPS
+from kernels.narrow_product import _narrow_product_kernel, narrow_shape
 from kernels.norm import _add_and_norm_kernel
 from kernels.quantize import _SMALLEST_SCALE, LARGEST, MOST_LANES, _quantize_rows_kernel, warps
 from kernels.rope_and_kv import _HEADS_AT_ONCE, _rope_and_kv_kernel
@@ -93,11 +97,42 @@ def _fixed(kind: str) -> Form:
     )
 
 
+def _narrow(kind: str, rows: int, way: str) -> Form:
+    _, stages = narrow_shape(rows)
+    outputs = NARROW_OUTPUTS // 2 if way == "gated" else NARROW_OUTPUTS
+    return Form(
+        f"narrow_product/{kind}/{rows} rows/{way}",
+        _narrow_product_kernel,
+        {
+            "weight": f"tensordesc<{kind}[{outputs}, {NARROW_INPUTS}]>",
+            "x": f"tensordesc<{kind}[{rows}, {NARROW_INPUTS}]>",
+            "out_ptr": f"*{kind}",
+            "sums_ptr": "*fp32",
+            "arrivals_ptr": "*i32",
+            "inputs": "i32",
+            "outputs": "i32",
+            "rows": "i32",
+            "share": "i32",
+        },
+        {
+            "OUTPUTS": outputs,
+            "ROWS": rows,
+            "INPUTS": NARROW_INPUTS,
+            "GATED": way == "gated",
+            "SPLIT": way == "split",
+        },
+        NARROW_WARPS,
+        stages,
+        ("inputs", "outputs", "share"),
+    )
+
+
 FORMS = [
     *(_rope(kind) for kind in ("bf16", "fp16")),
     *(_norm("bf16", hidden) for hidden in (3072, 4096, 5120)),
     _norm("fp16", 5120),
     *(_swiglu(kind) for kind in ("bf16", "fp16")),
     *(_fixed(kind) for kind in ("bf16", "fp16")),
+    *(_narrow("bf16", rows, way) for rows in (16, 32, 64) for way in ("whole", "split", "gated")),
     *(_quantize("bf16", width) for width in (4096, 5120, 16_384)),
 ]

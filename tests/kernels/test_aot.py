@@ -49,3 +49,5 @@ def test_form_keeps_its_budget(name: str, compiled: dict[str, dict[str, int]]) -
     assert programs * (used["SHARED"] + RESERVED_BYTES) <= SHARED_BYTES_OF_A_PROCESSOR, used
     if budget.get("async_copies"):
         assert used["LDGSTS"] > 0, used
+    if budget.get("tensor_loads"):
+        assert used["UTMALDG"] > 0, used

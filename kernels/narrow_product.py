@@ -1,0 +1,186 @@
+"""Products of few rows, which take as long as reading the weight does: up to 64 rows, a canvas or two.
+
+The weight is the left operand, as in the denoise head, so that its outputs fill WGMMA's M. What such a product needs is
+enough bytes under way on every processor. A program keeps `stages` tiles of 16 KB under way, and where the outputs give
+too few programs the inputs are split between several of them; of those that share outputs the last one to arrive adds
+up all sums, in the order of the inputs, so that a result does not depend on who that is. The gated form multiplies with
+gate and up at once and leaves silu(gate) * up, for which a pass of its own would write and read both.
+
+These are computed choices, to be measured: `python -m benchmarks.gpu` compares them with the library's products.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+NARROW_ROWS = 64
+"""The most rows."""
+TILE_OUTPUTS = 128
+"""Of a program; of a gated one half of them are gates."""
+TILE_INPUTS = 64
+WARPS = 4
+PROGRAMS = 112
+"""At least so many, if need be by splitting the inputs: most of the 132 processors of an H100 or H200, each of which
+can take more than its part of the memory's bandwidth. More splits would leave more sums to be added up."""
+
+
+def narrow_product(x: Tensor, weight: Tensor, arrivals: Tensor) -> Tensor:
+    """`x @ weight.T` in one launch, without a host sync.
+
+    Args:
+        x: `[rows, inputs]`, up to `NARROW_ROWS` rows. weight: `[outputs, inputs]`, contiguous, of the same type; inputs
+            a multiple of 8 (of 4 in float32), as tensor descriptors want rows of whole 16 bytes.
+        arrivals: int32 `[tiles_of(outputs)]` on the same device, zeros; they are zeros again afterwards. For one
+            product at a time.
+
+    Returns `[rows, outputs]` of the same type; sums are float32.
+    """
+    rows, inputs = x.shape
+    outputs = weight.shape[0]
+    tiles = tiles_of(outputs)
+    splits, share = split_of(inputs, tiles)
+    out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
+    if rows == 0:
+        return out
+    tile_rows, stages = narrow_shape(rows)
+    needed = splits * tiles * TILE_OUTPUTS * tile_rows if splits > 1 else 0
+    sums = torch.empty(needed, dtype=torch.float32, device=x.device)
+    _narrow_product_kernel[(tiles, splits)](
+        *_described(x, weight, TILE_OUTPUTS, tile_rows),
+        out,
+        sums,
+        arrivals,
+        inputs,
+        outputs,
+        rows,
+        share,
+        OUTPUTS=TILE_OUTPUTS,
+        ROWS=tile_rows,
+        INPUTS=TILE_INPUTS,
+        GATED=False,
+        SPLIT=splits > 1,
+        num_warps=WARPS,
+        num_stages=stages,
+    )
+    return out
+
+
+def gated_product(x: Tensor, weight: Tensor) -> Tensor:
+    """SwiGLU of `x @ weight.T` (`kernels/activation.py`) in one launch, without a host sync.
+
+    It rounds where the two passes do: both products, silu, their product.
+
+    Args:
+        x: as of `narrow_product`. weight: `[2 * inner, inputs]`, all gates, then all of up.
+
+    Returns `[rows, inner]`.
+    """
+    rows, inputs = x.shape
+    inner = weight.shape[0] // 2
+    out = torch.empty(rows, inner, dtype=x.dtype, device=x.device)
+    if rows == 0:
+        return out
+    tile_rows, stages = narrow_shape(rows)
+    half = TILE_OUTPUTS // 2
+    _narrow_product_kernel[(triton.cdiv(inner, half), 1)](
+        *_described(x, weight, half, tile_rows),
+        out,
+        out,
+        out,
+        inputs,
+        inner,
+        rows,
+        inputs,
+        OUTPUTS=half,
+        ROWS=tile_rows,
+        INPUTS=TILE_INPUTS,
+        GATED=True,
+        SPLIT=False,
+        num_warps=WARPS,
+        num_stages=stages,
+    )
+    return out
+
+
+def tiles_of(outputs: int) -> int:
+    """Tiles of outputs, each of which one or several programs make."""
+    return -(-outputs // TILE_OUTPUTS)
+
+
+def split_of(inputs: int, tiles: int) -> tuple[int, int]:
+    """Into how many parts the inputs are split, and how many each has, whole tiles of them; all have some."""
+    steps = -(-inputs // TILE_INPUTS)
+    share = max(1, steps * tiles // PROGRAMS)
+    return -(-steps // share), share * TILE_INPUTS
+
+
+def narrow_shape(rows: int) -> tuple[int, int]:
+    """Rows of a tile and pipeline stages: at most half of a processor's shared memory."""
+    if rows <= 16:
+        return 16, 5
+    return (32, 5) if rows <= 32 else (64, 4)
+
+
+def _described(x: Tensor, weight: Tensor, outputs: int, rows: int) -> tuple[TensorDescriptor, TensorDescriptor]:
+    return (
+        TensorDescriptor.from_tensor(weight, [outputs, TILE_INPUTS]),
+        TensorDescriptor.from_tensor(x.contiguous(), [rows, TILE_INPUTS]),
+    )
+
+
+@triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
+def _narrow_product_kernel(  # type: ignore[no-untyped-def]
+    weight,
+    x,
+    out_ptr,
+    sums_ptr,
+    arrivals_ptr,
+    inputs,
+    outputs,
+    rows,
+    share,
+    OUTPUTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    GATED: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    kind = weight.dtype
+    sums = tl.zeros([OUTPUTS, ROWS], dtype=tl.float32)
+    others = tl.zeros([OUTPUTS, ROWS], dtype=tl.float32)
+    for column in range(split * share, tl.minimum((split + 1) * share, inputs), INPUTS):
+        theirs = x.load([0, column]).T
+        sums = tl.dot(weight.load([tile * OUTPUTS, column]), theirs, sums, input_precision="ieee")
+        if GATED:
+            ups = weight.load([outputs + tile * OUTPUTS, column])
+            others = tl.dot(ups, theirs, others, input_precision="ieee")
+    output = tile * OUTPUTS + tl.arange(0, OUTPUTS)
+    row = tl.arange(0, ROWS)
+    place = row[None, :] * outputs + output[:, None]
+    inside = (row < rows)[None, :] & (output < outputs)[:, None]
+    if GATED:
+        gate = sums.to(kind).to(tl.float32)
+        silu = (gate / (1.0 + tl.exp(-gate))).to(kind).to(tl.float32)
+        sums = silu * others.to(kind).to(tl.float32)
+    if SPLIT:
+        splits = tl.num_programs(1)
+        step = tl.num_programs(0) * OUTPUTS * ROWS
+        at = sums_ptr + tile * OUTPUTS * ROWS + tl.arange(0, OUTPUTS)[:, None] * ROWS + row[None, :]
+        tl.store(at + split * step, sums)
+        # All threads' sums are written before one of them says so.
+        tl.debug_barrier()
+        before = tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel")
+        if before == splits - 1:
+            sums = tl.zeros([OUTPUTS, ROWS], dtype=tl.float32)
+            for other in range(splits):
+                sums += tl.load(at + other * step, cache_modifier=".cg")
+            tl.store(out_ptr + place, sums.to(kind), mask=inside)
+            tl.store(arrivals_ptr + tile, 0)
+    else:
+        tl.store(out_ptr + place, sums.to(kind), mask=inside)
