@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.model.rope import query_scale, rotary
+from engine.model.rope import rotation_of
 from engine.model.transformer import Transformer
 from kernels.activation import swiglu_torch
 from kernels.attention import reach_mask
 from kernels.norm import rms_norm
-from kernels.rope_and_kv import Rotation, rope_and_kv_torch
+from kernels.rope_and_kv import rope_and_kv_torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +109,8 @@ class BareModel:
         """One forward, and the most likely token of every wanted row."""
         model, config = self.model, self.model.config
         heads, kv_heads, dim, eps = config.num_heads, config.num_kv_heads, config.head_dim, config.rms_norm_eps
-        cos, sin = rotary(forward.positions, model.frequencies, model.rope_factor, model.dtype)
-        rotation = Rotation(cos, sin, None)
-        if forward.last_position >= config.rope.original_max_position_embeddings:
-            rotation.query_scale = query_scale(forward.positions, config.rope, model.dtype)
+        scaled = forward.last_position >= config.rope.original_max_position_embeddings
+        rotation = rotation_of(config.rope, forward.positions, model.frequencies, model.dtype, scaled)
         x = F.embedding(forward.token_ids, model.embedding)
         for index, layer in enumerate(model.layers):
             projected = layer.qkv(rms_norm(x, layer.input_norm, eps))

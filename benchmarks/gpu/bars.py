@@ -34,9 +34,10 @@ def _value(rows: dict[str, Row], name: str, field: str) -> Any:
 def _forwards(rows: dict[str, Row]) -> list[Row]:
     bars = []
     for context in CONTEXTS:
-        share = _value(rows, f"14B, 1 x {context}", "of_bandwidth")
-        value = None if share is None else 1 / share
-        bars.append(_bar(f"14B, one canvas at {context}: <= 1.25x its memory floor", value, operator.le, 1.25))
+        for name in ("14B", "14B narrow"):
+            share = _value(rows, f"{name}, 1 x {context}", "of_bandwidth")
+            value = None if share is None else 1 / share
+            bars.append(_bar(f"{name}, one canvas at {context}: <= 1.25x its memory floor", value, operator.le, 1.25))
         rate = _value(rows, f"14B, 32 x {context}", "of_rate")
         bars.append(_bar(f"14B, 32 canvases at {context}: >= 65% of the product rate", rate, operator.ge, 0.65))
     return bars

@@ -20,6 +20,7 @@ from benchmarks.gpu.shapes import MODELS, TINY
 from engine.model.fp8_linear import Fp8Linear
 from kernels.activation import swiglu_torch, swiglu_triton
 from kernels.fixed_product import fixed_product
+from kernels.narrow_product import gated_product, narrow_product, tiles_of
 from kernels.norm import add_and_norm_torch, add_and_norm_triton
 from kernels.quantize import quantize_rows_torch
 from kernels.reach_work import FIXED, SplitRule
@@ -41,6 +42,8 @@ def run(section: Section) -> None:
     section.row("fp8 product, bfloat16", partial(fp8_product, section))
     if section.triton:
         section.row("fixed product, bfloat16", partial(fixed_tiles, section))
+        for rows in (1, 17, 32, 64):
+            section.row(f"narrow products, {rows} rows, bfloat16", partial(narrow, section, torch.bfloat16, rows))
     correctness_head.run(section)
     correctness_model.run(section)
 
@@ -82,12 +85,12 @@ def swiglu(section: Section, dtype: torch.dtype) -> Row:
     return judged(off(got, gate * torch.sigmoid(gate) * up), dtype, rows)
 
 
-def sides(section: Section, seed: int, rows: int) -> list[Tensor]:
-    """`rows` rows of an MLP's input and its first weight, in bf16."""
+def sides(section: Section, seed: int, rows: int, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+    """`rows` rows of an MLP's input and its first weight."""
     config = TINY if section.tiny else MODELS["14B"]
     draw = section.draw(seed)
     shapes = ((rows, config.hidden_size), (2 * config.intermediate_size, config.hidden_size))
-    return [torch.randn(shape, generator=draw, device=section.device).to(torch.bfloat16) for shape in shapes]
+    return [torch.randn(shape, generator=draw, device=section.device).to(dtype) for shape in shapes]
 
 
 def fp8_product(section: Section) -> Row:
@@ -106,6 +109,23 @@ def fixed_tiles(section: Section) -> Row:
     parts = ((0, 1), (3, 35), (60, 190))
     alike = all(torch.equal(fixed_product(x[first:end], weight), got[first:end]) for first, end in parts)
     row = judged(off(got, x.double() @ weight.double().t()), torch.bfloat16, rows)
+    return row | {"alike": alike, "passed": row["passed"] and alike}
+
+
+def narrow(section: Section, dtype: torch.dtype, rows: int) -> Row:
+    """A product of few rows whose inputs are split, three times in a row, and a gated one, against float64."""
+    config = TINY if section.tiny else MODELS["14B"]
+    x, weight = sides(section, 11, rows, dtype)
+    few = weight[: config.hidden_size]
+    arrivals = torch.zeros(tiles_of(len(few)), dtype=torch.int32, device=section.device)
+    first, *others = (narrow_product(x, few, arrivals) for _ in range(3))
+    alike = all(torch.equal(other, first) for other in others) and not bool(arrivals.any())
+    gate, up = (x.double() @ weight.double().t()).chunk(2, dim=-1)
+    error = max(
+        off(first, x.double() @ few.double().t()),
+        off(gated_product(x, weight), gate * torch.sigmoid(gate) * up),
+    )
+    row = judged(error, dtype, rows)
     return row | {"alike": alike, "passed": row["passed"] and alike}
 
 

@@ -1,8 +1,9 @@
 """Forwards of whole models against the floor that the bytes and FLOPs of `performance.md` 1.2 set on this machine.
 
 A forward is what a denoise step of a batch of canvases runs: all layers, and a token and its statistics for every row.
-It is launched eagerly, as the engine does today, and replayed as a CUDA graph of the same call where that captures.
-Weights and K/V are random; every canvas has pages of its own. Before the first forward of a shape, kernels compile.
+It is launched eagerly, and replayed as a CUDA graph of the same call where that captures.
+Rows `its kernels` say what the time of some of them goes to (`breakdown.py`). Weights and K/V are random; every canvas
+has pages of its own. Before the first forward of a shape, kernels compile.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.breakdown import kernels_of
 from benchmarks.gpu.floors import BYTES, forward_floor, weight_bytes
 from benchmarks.gpu.paged import canvases, pages_of
 from benchmarks.gpu.section import Row, Section
@@ -22,6 +24,7 @@ from engine.executor import Executor
 from engine.model.fixed_linear import FixedLinear
 from engine.model.fp8_linear import Fp8Linear
 from engine.model.linear import Linear
+from engine.model.narrow_linear import NarrowLinear
 from engine.model.transformer import Product
 from kernels.reach_work import FIXED
 from kernels.row_statistics import RowRules
@@ -31,10 +34,14 @@ COUNTS = (1, 32, 2, 4, 8, 16, 64)
 CONTEXTS = (512, 4096, 16_384)
 RESERVED_BYTES = 8 << 30
 """Of the card, for activations, graphs and workspaces."""
-SHARES = {"14B": 2, "14B fp8": 1, "14B fixed": 1, "8B": 1, "3B": 1}
+BROKEN_DOWN = {"14B": ((1, 512), (1, 16_384), (32, 512)), "14B narrow": ((1, 512),), "tiny": ((1, 40),)}
+"""Cells whose kernels are shown, by what `SHARES` names."""
+SHARES = {"14B": 2, "14B narrow": 1, "14B fp8": 1, "14B fixed": 1, "8B": 1, "3B": 1}
 """Of the section's time, by model and what its products are made by (`PRODUCTS`)."""
-PRODUCTS: dict[str, type[Product]] = {"": Linear, "fp8": Fp8Linear, "fixed": FixedLinear}
-"""`fixed`: nothing depends on the batch, attention's splits included."""
+PRODUCTS: dict[str, type[Product]] = {"": Linear, "narrow": NarrowLinear, "fp8": Fp8Linear, "fixed": FixedLinear}
+"""`narrow`: few rows by our kernel. `fixed`: nothing depends on the batch, attention's splits included."""
+NARROW_COUNTS = (1, 2)
+"""Canvases of which our kernel makes the products."""
 
 
 def run(section: Section) -> None:
@@ -51,7 +58,9 @@ def run(section: Section) -> None:
         section.ends_s = time.monotonic() + share * left_s
         try:
             size, _, products = name.partition(" ")
-            model(section, name, MODELS[size], COUNTS, CONTEXTS[:1] if products else CONTEXTS)
+            narrow = products == "narrow"
+            contexts = CONTEXTS[:1] if products and not narrow else CONTEXTS
+            model(section, name, MODELS[size], NARROW_COUNTS if narrow else COUNTS, contexts)
         except Exception as error:
             section.fail(name, error)
         torch.cuda.empty_cache()
@@ -86,6 +95,10 @@ def model(section: Section, name: str, config: ModelConfig, counts: tuple[int, .
     for count, context in fitting:
         make = partial(cell, section, executor, name, config, count, context)
         section.row(f"{name}, {count} x {context}", make)
+    for count, context in BROKEN_DOWN.get(name, ()):
+        if (count, context) in fitting:
+            make = partial(its_kernels, section, executor, config, count, context)
+            section.row(f"{name}, {count} x {context}: its kernels", make)
 
 
 def cell(section: Section, executor: Executor, name: str, config: ModelConfig, count: int, context: int) -> Row:
@@ -102,6 +115,18 @@ def cell(section: Section, executor: Executor, name: str, config: ModelConfig, c
             row["graph_failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
             section.fail(f"{name}, {count} x {context}: CUDA graph", error)
     return {**row, **against_floor(section, config, row)}
+
+
+def its_kernels(section: Section, executor: Executor, config: ModelConfig, count: int, context: int) -> Row:
+    """What one batch's forward spends its time on, replayed as a CUDA graph on a GPU."""
+    step = step_of(executor, executor.batch(canvases(count, context, config.vocab_size)))
+    if not section.clock.cuda:
+        return kernels_of(section.clock, step)
+    graph = section.clock.capture(step)
+    try:
+        return kernels_of(section.clock, graph.replay)
+    finally:
+        graph.reset()
 
 
 def against_floor(section: Section, config: ModelConfig, row: Row) -> Row:

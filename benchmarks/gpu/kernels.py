@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import kernels_head, rivals
+from benchmarks.gpu import kernels_head, kernels_products, rivals
 from benchmarks.gpu.paged import Paged, Part, paged
 from benchmarks.gpu.section import Row, Section
 from benchmarks.gpu.shapes import BLOCK, MODELS, TINY
@@ -34,6 +34,7 @@ def run(section: Section) -> None:
         for context in (64,) if section.tiny else CONTEXTS:
             name = f"reach attention, {count} x {BLOCK} rows at {context}"
             section.row(name, partial(attention, section, name, count, context))
+    kernels_products.run(section)
     for rows in (32,) if section.tiny else (32, 1024):
         forms: tuple[tuple[str, Callable[[Section, str, int], Row]], ...] = (
             ("norm + residual", norm),

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kernels.rope_and_kv import Rotation
+
 if TYPE_CHECKING:
     from engine.checkpoint.config import RopeConfig
 
@@ -56,3 +58,19 @@ def query_scale(positions: Tensor, rope: RopeConfig, dtype: torch.dtype) -> Tens
     """s(p) = 1 + beta * ln(1 + floor(p / original_max)) as `[tokens, 1, 1]` (contract 3.3)."""
     periods = torch.div(positions, rope.original_max_position_embeddings, rounding_mode="floor")
     return (1 + rope.llama_4_scaling_beta * torch.log1p(periods.float())).to(dtype)[:, None, None]
+
+
+def rotation_of(rope: RopeConfig, positions: Tensor, frequencies: Tensor, dtype: torch.dtype, scaled: bool) -> Rotation:
+    """What `kernels/rope_and_kv.py` turns tokens at `positions` by; `scaled`: with the query scale, which may be 1."""
+    cos, sin = rotary(positions, frequencies, attention_factor(rope), dtype)
+    return Rotation(cos, sin, query_scale(positions, rope, dtype) if scaled else None)
+
+
+def rotation_at(positions: Tensor, table: Rotation) -> Rotation:
+    """The same from a table that begins at position 0 and has the query scale: three gathers."""
+    scale = table.query_scale
+    return Rotation(
+        table.cos.index_select(0, positions),
+        table.signed_sin.index_select(0, positions),
+        None if scale is None else scale.index_select(0, positions),
+    )

@@ -19,7 +19,7 @@ from engine.model.fp8_linear import Fp8Linear
 from engine.model.linear import Linear, rows_of_all
 from engine.model.narrow_linear import NarrowLinear
 from engine.model.parallel import TensorParallel, rank_config
-from engine.model.rope import attention_factor, query_scale, rotary, yarn_frequencies
+from engine.model.rope import rotation_at, rotation_of, yarn_frequencies
 from kernels.activation import swiglu_torch, swiglu_triton
 from kernels.attention import reach_attention
 from kernels.combine import combine, finish
@@ -107,7 +107,11 @@ class Transformer:
         self.rows = rows_of_all(product.rows for product in products)
         device = self.embedding.device
         self.frequencies = yarn_frequencies(config.rope, config.head_dim).to(device)
-        self.rope_factor = attention_factor(config.rope)
+        self.rotations: Rotation | None = None
+        if use_triton(self.embedding):
+            # Of all positions: to make a forward's own anew would take twenty small kernels.
+            positions = torch.arange(config.max_position_embeddings, device=device)
+            self.rotations = rotation_of(config.rope, positions, self.frequencies, self.dtype, True)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -153,11 +157,11 @@ class Transformer:
 
     def _rotation(self, batch: ForwardBatch) -> Rotation:
         """Tables of the batch's positions, for all layers."""
-        cos, sin = rotary(batch.positions, self.frequencies, self.rope_factor, self.dtype)
+        if self.rotations is not None:
+            return rotation_at(batch.positions, self.rotations)
         rope = self.config.rope
-        # With a work list the shapes must not depend on positions; the scale is then exactly 1 where it does not apply.
-        scaled = batch.work is not None or batch.last_position >= rope.original_max_position_embeddings
-        return Rotation(cos, sin, query_scale(batch.positions, rope, self.dtype) if scaled else None)
+        scaled = batch.last_position >= rope.original_max_position_embeddings
+        return rotation_of(rope, batch.positions, self.frequencies, self.dtype, scaled)
 
     def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """Final norm and head over the wanted `rows` `[r]` of `forward`'s result: `[r, vocab]`, on every rank."""
@@ -170,7 +174,7 @@ class Transformer:
 
         Raises RuntimeError where the head's weight lies as the CPU's products want it.
         """
-        normed = self._final_norm(hidden, rows)
+        normed = self._final_norm_by_kernel(hidden, rows)
         if self.parallel.shard.size == 1 or not len(rows):
             return denoise_head(normed, self.head.weight, rules, self.fixed)
         mine = combine(head_partials(normed, self.head.weight, rules, self.first_token, self.fixed), rules)
@@ -179,6 +183,10 @@ class Transformer:
 
     def _final_norm(self, hidden: Tensor, rows: Tensor) -> Tensor:
         return rms_norm(hidden.index_select(0, rows), self.norm, self.config.rms_norm_eps)
+
+    def _final_norm_by_kernel(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """One launch after the gather, where PyTorch's form takes eight."""
+        return add_and_norm_triton(hidden.index_select(0, rows), None, self.norm, self.config.rms_norm_eps)[1]
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         """Rows of the embedding `[tokens, hidden]`: each rank looks up the ids in its part, the others are zero."""

@@ -39,6 +39,10 @@ def test_layer_kernels_pass_their_checks() -> None:
         assert check(part, torch.float32)["passed"]
 
 
+def test_products_of_few_rows_pass_their_check() -> None:
+    assert correctness.narrow(section(), torch.float32, 17)["passed"]
+
+
 def test_reach_attention_passes_its_check() -> None:
     assert correctness.attention(section(), torch.float32, SplitRule())["passed"]
 

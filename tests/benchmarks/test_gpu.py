@@ -14,6 +14,7 @@ import torch
 import benchmarks.gpu.__main__ as command
 from benchmarks.gpu import ceilings, correctness_head, correctness_model, end_to_end, rivals
 from benchmarks.gpu.bars import NOT_MEASURED, judge
+from benchmarks.gpu.breakdown import summed
 from benchmarks.gpu.floors import Ceilings, attention_flops, forward_floor, row_flops, weight_bytes
 from benchmarks.gpu.head_inputs import random_head, rules, unmask_arguments
 from benchmarks.gpu.paged import Part, paged
@@ -87,8 +88,10 @@ def test_correctness_has_a_verdict_on_every_kernel_and_on_models(report: dict[st
 
 
 def test_kernels_are_compared_with_both_of_torchs_forms(report: dict[str, Any]) -> None:
-    for row in rows(report, "kernels").values():
+    for name, row in rows(report, "kernels").items():
         assert row["over_eager"] == pytest.approx(row["eager_ms"] / row["ours_ms"])
+        if name.startswith("product "):
+            continue
         assert row["over_compiled"] == pytest.approx(row["compiled_ms"] / row["ours_ms"])
     attention = report["sections"]["kernels"]["rows"][8]
     assert attention["name"] == "reach attention, 1 x 32 rows at 64"
@@ -105,12 +108,33 @@ def test_forwards_are_held_against_the_floor(report: dict[str, Any]) -> None:
     assert measured is not None
     found = rows(report, "forward")
     in_fp8 = {"tiny fp8, 1 x 40", "tiny fp8, 3 x 40"}
+    its_kernels = found.pop("tiny, 1 x 40: its kernels")
+    assert its_kernels["products_ms"] > 0
+    assert its_kernels["launches"] >= len(its_kernels["kernels"]) == 10
     assert set(found) == {"tiny, 1 x 40", "tiny, 1 x 70", "tiny, 3 x 40", "tiny, 3 x 70"} | in_fp8
     for name, row in found.items():
         floor = forward_floor(TINY, row["canvases"], row["context"], 32, name in in_fp8)
         assert row["floor_bytes"] == floor.bytes
         assert row["over_floor"] == pytest.approx(row["eager_ms"] / 1e3 / floor.seconds(measured))
         assert row["bound"] in ("memory", "compute")
+
+
+def test_a_forward_is_told_apart_by_what_its_kernels_do() -> None:
+    """Two run at once for 1 us, 2 us lie between; kernels of the same name are one line."""
+    spans = [
+        ("nvjet_tst_64x32", 0.0, 10.0),
+        ("_attention_kernel", 9.0, 5.0),
+        ("_merge_kernel", 15.0, 1.0),
+        ("nvjet_tst_64x32", 17.0, 2.0),
+        ("at::native::index_kernel", 19.0, 3.0),
+    ]
+    row = summed(spans[::-1])
+    found = {name: value for name, value in row.items() if isinstance(value, float) and value}
+    want = {"products_ms": 0.012, "attention_ms": 0.006, "other_ms": 0.003, "between_ms": 0.002}
+    assert found == pytest.approx(want)
+    assert row["kernels"][0] == {"kernel": "nvjet_tst_64x32", "launches": 2, "ms": pytest.approx(0.012)}
+    with pytest.raises(RuntimeError, match="no kernel"):
+        summed([])
 
 
 def test_modes_run_at_the_tokens_per_forward_that_were_forced(report: dict[str, Any]) -> None:
@@ -309,7 +333,7 @@ def test_the_rivals_attention_is_the_same_attention() -> None:
 
 
 def test_kernels_are_called_as_they_want_to_be() -> None:
-    interpreted(Path(__file__).with_name("interpreted_gpu.py"), least=6)
+    interpreted(Path(__file__).with_name("interpreted_gpu.py"), least=7)
 
 
 class GraphClock(Clock):
