@@ -31,7 +31,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from benchmarks.command import command_parser, parsed, write_report
 from benchmarks.policies import Policy
 from benchmarks.policy_run import Window, closed_loop, cycle_of, in_loop, open_loop
-from benchmarks.promise_report import STEPDIAL, Cell, bars, goodput, judged, metrics, summary
+from benchmarks.promise_bars import bars
+from benchmarks.promise_report import STEPDIAL, Cell, goodput, judged, metrics, summary
 from benchmarks.promise_setup import (
     PROFILE_COUNTS,
     Setup,
@@ -191,10 +192,14 @@ class Run:
             },
             "measured_first": self.setup.measured,
             "measured_before": self.present,
-            **(summary(self.cells, self.ar_right) if whole else {}),
+            **(self._made_of_all() if whole else {}),
             "cells": self.rows,
         }
         write_report(options, report)
+
+    def _made_of_all(self) -> dict[str, Any]:
+        kept = [{"bar": bar.text, "passed": bar.passed} for bar in bars(self.cells, self.ar_right)]
+        return {**summary(self.cells, self.ar_right), "bars": kept}
 
 
 def show(cell: Cell) -> None:
