@@ -36,7 +36,7 @@ class EngineConfig(BaseModel):
     narrow_products: bool = Field(
         False,
         description="On a GPU: the layers' products of up to 64 rows by a kernel of their own instead of the library, "
-        "SwiGLU in it. Not with fp8 or batch_invariant.",
+        "SwiGLU in it. For cuda_graphs: launched one by one it takes the host longer. Not with fp8 or batch_invariant.",
     )
     threads: int | None = Field(None, ge=1, description="Torch threads of the forward; null = torch's own choice.")
     tp: Literal[1, 2, 4, 8] = Field(

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.overlap import overlapping, wait_for_inputs
+
 _LANES = 1024
 """Columns of a program."""
 
@@ -28,7 +30,8 @@ def swiglu_triton(gate_up: Tensor) -> Tensor:
     """silu(gate) * up in one launch; see `swiglu_torch`. It rounds where that form does: silu, then the product."""
     rows, inner = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(rows, inner, dtype=gate_up.dtype, device=gate_up.device)
-    _swiglu_kernel[(rows, triton.cdiv(inner, _LANES))](gate_up, out, INNER=inner, LANES=_LANES, num_warps=4)
+    grid = (rows, triton.cdiv(inner, _LANES))
+    _swiglu_kernel[grid](gate_up, out, INNER=inner, LANES=_LANES, num_warps=4, **overlapping(gate_up))
     return out
 
 
@@ -38,7 +41,9 @@ def _swiglu_kernel(  # type: ignore[no-untyped-def]
     out_ptr,
     INNER: tl.constexpr,
     LANES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    wait_for_inputs(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     lane = tl.program_id(1) * LANES + tl.arange(0, LANES)
     inside = lane < INNER

@@ -17,12 +17,16 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from kernels.overlap import overlapping, prefetch, wait_for_inputs
+
 NARROW_ROWS = 64
 """The most rows."""
 TILE_OUTPUTS = 128
 """Of a program; of a gated one half of them are gates."""
 TILE_INPUTS = 64
 WARPS = 4
+AHEAD_INPUTS = 4 * TILE_INPUTS
+"""Where kernels overlap: as much as is under way later, 64 KB a program."""
 PROGRAMS = 112
 """At least so many, if need be by splitting the inputs: most of the 132 processors of an H100 or H200, each of which
 can take more than its part of the memory's bandwidth. More splits would leave more sums to be added up."""
@@ -51,6 +55,7 @@ def narrow_product(x: Tensor, weight: Tensor, arrivals: Tensor) -> Tensor:
     sums = torch.empty(needed, dtype=torch.float32, device=x.device)
     _narrow_product_kernel[(tiles, splits)](
         *_described(x, weight, TILE_OUTPUTS, tile_rows),
+        weight,
         out,
         sums,
         arrivals,
@@ -63,8 +68,10 @@ def narrow_product(x: Tensor, weight: Tensor, arrivals: Tensor) -> Tensor:
         INPUTS=TILE_INPUTS,
         GATED=False,
         SPLIT=splits > 1,
+        AHEAD=_ahead(inputs - (splits - 1) * share),
         num_warps=WARPS,
         num_stages=stages,
+        **overlapping(x),
     )
     return out
 
@@ -88,6 +95,7 @@ def gated_product(x: Tensor, weight: Tensor) -> Tensor:
     half = TILE_OUTPUTS // 2
     _narrow_product_kernel[(triton.cdiv(inner, half), 1)](
         *_described(x, weight, half, tile_rows),
+        weight,
         out,
         out,
         out,
@@ -100,8 +108,10 @@ def gated_product(x: Tensor, weight: Tensor) -> Tensor:
         INPUTS=TILE_INPUTS,
         GATED=True,
         SPLIT=False,
+        AHEAD=_ahead(inputs),
         num_warps=WARPS,
         num_stages=stages,
+        **overlapping(x),
     )
     return out
 
@@ -125,6 +135,11 @@ def narrow_shape(rows: int) -> tuple[int, int]:
     return (32, 5) if rows <= 32 else (64, 4)
 
 
+def _ahead(least: int) -> int:
+    """Inputs of each output whose weights are on their way before the rows are there, if every program has so many."""
+    return AHEAD_INPUTS if least >= AHEAD_INPUTS else 0
+
+
 def _described(x: Tensor, weight: Tensor, outputs: int, rows: int) -> tuple[TensorDescriptor, TensorDescriptor]:
     return (
         TensorDescriptor.from_tensor(weight, [outputs, TILE_INPUTS]),
@@ -136,6 +151,7 @@ def _described(x: Tensor, weight: Tensor, outputs: int, rows: int) -> tuple[Tens
 def _narrow_product_kernel(  # type: ignore[no-untyped-def]
     weight,
     x,
+    weight_ptr,
     out_ptr,
     sums_ptr,
     arrivals_ptr,
@@ -148,10 +164,20 @@ def _narrow_product_kernel(  # type: ignore[no-untyped-def]
     INPUTS: tl.constexpr,
     GATED: tl.constexpr,
     SPLIT: tl.constexpr,
+    AHEAD: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     tile = tl.program_id(0)
     split = tl.program_id(1)
     kind = weight.dtype
+    if OVERLAPS and AHEAD > 0:
+        # No kernel writes weights: they need not be waited for.
+        mine = tl.minimum(tile * OUTPUTS + tl.arange(0, OUTPUTS), outputs - 1).to(tl.int64)
+        first = weight_ptr + split * share
+        prefetch(first + mine * inputs, AHEAD * kind.primitive_bitwidth // 8)
+        if GATED:
+            prefetch(first + (outputs + mine) * inputs, AHEAD * kind.primitive_bitwidth // 8)
+    wait_for_inputs(OVERLAPS)
     sums = tl.zeros([OUTPUTS, ROWS], dtype=tl.float32)
     others = tl.zeros([OUTPUTS, ROWS], dtype=tl.float32)
     for column in range(split * share, tl.minimum((split + 1) * share, inputs), INPUTS):

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.overlap import overlapping, wait_for_inputs
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last axis of `x` `[rows, hidden]`: statistics in float32, cast back, then the weight `[hidden]`.
@@ -62,6 +64,7 @@ def add_and_norm_triton(x: Tensor, change: Tensor | None, weight: Tensor, eps: f
         HIDDEN=hidden,
         LANES=lanes,
         num_warps=min(16, max(1, lanes // 512)),
+        **overlapping(x),
     )
     return total, normed
 
@@ -76,7 +79,9 @@ def _add_and_norm_kernel(  # type: ignore[no-untyped-def]
     eps,
     HIDDEN: tl.constexpr,
     LANES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    wait_for_inputs(OVERLAPS)
     row = tl.program_id(0).to(tl.int64) * HIDDEN
     lane = tl.arange(0, LANES)
     inside = lane < HIDDEN

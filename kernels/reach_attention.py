@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.overlap import overlapping, wait_for_inputs
 from kernels.reach_work import FEW_ROWS, ReachWork
 
 MOST_REGISTERS = 128
@@ -104,6 +105,7 @@ def reach_attention_triton(query: Tensor, kv: Tensor, work: ReachWork, heads: in
         num_warps=tiles.warps,
         num_stages=tiles.stages,
         maxnreg=MOST_REGISTERS,
+        **overlapping(query),
     )
     if work.merges.shape[0]:
         _merge_kernel[(work.merges.shape[0], heads)](
@@ -115,6 +117,7 @@ def reach_attention_triton(query: Tensor, kv: Tensor, work: ReachWork, heads: in
             DIM=dim,
             SPLITS=_MERGED_AT_ONCE,
             num_warps=4,
+            **overlapping(query),
         )
     return out
 
@@ -140,7 +143,9 @@ def _attention_kernel(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
     FEW: tl.constexpr,
     KEYS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    wait_for_inputs(OVERLAPS)
     # Neighbouring programs are the K/V heads of one item: what they read lies side by side in memory.
     kv_head = tl.program_id(0) % KV_HEADS
     item_ptr = items_ptr + tl.program_id(0) // KV_HEADS * 8
@@ -270,8 +275,10 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     SPLITS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """One row and head: the splits' sums weighted by 2 ** (their peak - the highest), over the total so weighted."""
+    wait_for_inputs(OVERLAPS)
     merge_ptr = merges_ptr + tl.program_id(0) * 4
     head = tl.program_id(1)
     count = tl.load(merge_ptr + 3)

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.overlap import overlapping, wait_for_inputs
+
 _HEADS_AT_ONCE = 16
 """Heads of a program: 48 heads of a token are three programs, so that a single canvas keeps most SMs busy."""
 
@@ -83,6 +85,7 @@ def rope_and_kv_triton(projected: Tensor, rotation: Rotation, slots: Tensor, kv:
         HALF=dim // 2,
         AT_ONCE=_HEADS_AT_ONCE,
         num_warps=4,
+        **overlapping(projected),
     )
     return query
 
@@ -100,7 +103,9 @@ def _rope_and_kv_kernel(  # type: ignore[no-untyped-def]
     KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
     AT_ONCE: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    wait_for_inputs(OVERLAPS)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)
     dims = tl.arange(0, HALF)

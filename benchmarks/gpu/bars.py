@@ -34,7 +34,7 @@ def _value(rows: dict[str, Row], name: str, field: str) -> Any:
 def _forwards(rows: dict[str, Row]) -> list[Row]:
     bars = []
     for context in CONTEXTS:
-        for name in ("14B", "14B narrow"):
+        for name in ("14B", "14B narrow", "14B narrow overlapped"):
             share = _value(rows, f"{name}, 1 x {context}", "of_bandwidth")
             value = None if share is None else 1 / share
             bars.append(_bar(f"{name}, one canvas at {context}: <= 1.25x its memory floor", value, operator.le, 1.25))

@@ -18,17 +18,20 @@ from torch import Tensor
 from benchmarks.command import CHECKPOINT
 from benchmarks.gpu.engine_loop import answer, core_around
 from benchmarks.gpu.paged import canvases, pages_of
-from benchmarks.gpu.section import Row, Section
+from benchmarks.gpu.section import Row, Section, overlapped
 from benchmarks.gpu.shapes import MODELS, TINY, RandomWeights, Widened, build
 from engine.batch import Segment
 from engine.checkpoint.config import ModelConfig
 from engine.executor import Executor
+from engine.graphs import recorded
 from engine.loading import load_executor
+from engine.model.narrow_linear import NarrowLinear
 from engine.model.transformer import Transformer
 from engine.plan import AR, Rung, diffusion, self_speculation
 from kernels.row_statistics import RowRules
 
 LAYERS = 4
+REPLAYS = 20
 GAP_BOUND = 0.25
 """Of two logits, in float32: bf16 may choose another token only below it. Logits of random weights lie within 8, where
 a step of bf16 is 2**-5; eight steps leave room for what four layers add to the head's own rounding."""
@@ -63,6 +66,8 @@ class Loading:
 def run(section: Section) -> None:
     """One row per check."""
     section.row("14B-shaped layers, bf16 against float32", partial(layers, section))
+    if section.device.type == "cuda" and section.triton:
+        section.row("14B-shaped layers, overlapping kernels against others", partial(overlapping, section))
     for name, rung in MODES.items():
         section.row(f"stepdial-tiny, {name}", partial(whole_answers, section, {name: rung}, 1))
     section.row("stepdial-tiny, two ranks by gloo", partial(whole_answers, section, MODES, 2))
@@ -103,6 +108,27 @@ def layers(section: Section) -> Row:
         "bound": GAP_BOUND,
         "passed": largest <= GAP_BOUND,
     }
+
+
+def overlapping(section: Section) -> Row:
+    """Products by our kernels, recorded with and without overlap and replayed many times: the same bits always."""
+    config = replace(TINY if section.tiny else MODELS["14B"], num_layers=LAYERS)
+    weights = RandomWeights(config, torch.bfloat16, section.device)
+    count, context = 2, 4000
+    executor = Executor(build(weights, product=NarrowLinear), pages_of(count, context), config.block_size)
+    for layer in executor.kv:
+        layer.normal_(generator=section.draw(6))
+    batch = executor.batch(canvases(count, context, config.vocab_size))
+    with torch.inference_mode():
+        want = executor.model.forward(batch, executor.kv).clone()
+        with overlapped(True):
+            graph, got = recorded(lambda: executor.model.forward(batch, executor.kv))
+        other = 0
+        for _ in range(REPLAYS):
+            got.zero_()
+            graph.replay()
+            other += int((got != want).any(-1).sum())
+    return {"rows": len(want) * REPLAYS, "other_rows": other, "passed": other == 0}
 
 
 def whole_answers(section: Section, modes: dict[str, Rung], ranks: int) -> Row:

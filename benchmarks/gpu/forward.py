@@ -17,7 +17,7 @@ import torch
 from benchmarks.gpu.breakdown import kernels_of
 from benchmarks.gpu.floors import BYTES, forward_floor, weight_bytes
 from benchmarks.gpu.paged import canvases, pages_of
-from benchmarks.gpu.section import Row, Section
+from benchmarks.gpu.section import Row, Section, overlapped
 from benchmarks.gpu.shapes import BLOCK, MODELS, TINY, RandomWeights, build
 from engine.checkpoint.config import ModelConfig
 from engine.executor import Executor
@@ -34,12 +34,24 @@ COUNTS = (1, 32, 2, 4, 8, 16, 64)
 CONTEXTS = (512, 4096, 16_384)
 RESERVED_BYTES = 8 << 30
 """Of the card, for activations, graphs and workspaces."""
-BROKEN_DOWN = {"14B": ((1, 512), (1, 16_384), (32, 512)), "14B narrow": ((1, 512),), "tiny": ((1, 40),)}
+BROKEN_DOWN = {
+    "14B": ((1, 512), (1, 16_384), (32, 512)),
+    "14B narrow": ((1, 512),),
+    "14B narrow overlapped": ((1, 512),),
+    "tiny": ((1, 40),),
+}
 """Cells whose kernels are shown, by what `SHARES` names."""
-SHARES = {"14B": 2, "14B narrow": 1, "14B fp8": 1, "14B fixed": 1, "8B": 1, "3B": 1}
+SHARES = {"14B": 2, "14B narrow": 1, "14B narrow overlapped": 1, "14B fp8": 1, "14B fixed": 1, "8B": 1, "3B": 1}
 """Of the section's time, by model and what its products are made by (`PRODUCTS`)."""
-PRODUCTS: dict[str, type[Product]] = {"": Linear, "narrow": NarrowLinear, "fp8": Fp8Linear, "fixed": FixedLinear}
-"""`narrow`: few rows by our kernel. `fixed`: nothing depends on the batch, attention's splits included."""
+PRODUCTS: dict[str, type[Product]] = {
+    "": Linear,
+    "narrow": NarrowLinear,
+    "narrow overlapped": NarrowLinear,
+    "fp8": Fp8Linear,
+    "fixed": FixedLinear,
+}
+"""`narrow`: few rows by our kernel; `overlapped`: kernels begin before the one before has ended. `fixed`: nothing
+depends on the batch, attention's splits included."""
 NARROW_COUNTS = (1, 2)
 """Canvases of which our kernel makes the products."""
 
@@ -58,9 +70,10 @@ def run(section: Section) -> None:
         section.ends_s = time.monotonic() + share * left_s
         try:
             size, _, products = name.partition(" ")
-            narrow = products == "narrow"
+            narrow = PRODUCTS[products] is NarrowLinear
             contexts = CONTEXTS[:1] if products and not narrow else CONTEXTS
-            model(section, name, MODELS[size], NARROW_COUNTS if narrow else COUNTS, contexts)
+            with overlapped(products.endswith("overlapped")):
+                model(section, name, MODELS[size], NARROW_COUNTS if narrow else COUNTS, contexts)
         except Exception as error:
             section.fail(name, error)
         torch.cuda.empty_cache()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 
 from benchmarks.gpu.floors import Ceilings
 from benchmarks.gpu.timing import Clock
+from kernels.overlap import VARIABLE
 from kernels.switch import use_triton
 
 Row = dict[str, Any]
@@ -90,3 +93,16 @@ class Section:
             partial = self.file.with_suffix(".partial")
             partial.write_text(json.dumps(self.to_dict()), encoding="utf-8")
             partial.replace(self.file)
+
+
+@contextmanager
+def overlapped(wanted: bool) -> Iterator[None]:
+    """Kernels launched in it overlap, or not (`kernels/overlap.py`)."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = "1" if wanted else "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE)
+        if before is not None:
+            os.environ[VARIABLE] = before

@@ -12,7 +12,8 @@ from kernels.narrow_product import NARROW_ROWS, gated_product, narrow_product, t
 
 
 class NarrowLinear:
-    """`x @ weight.T`: up to `NARROW_ROWS` rows by the kernel, more by the library.
+    """`x @ weight.T`: up to `NARROW_ROWS` rows by the kernel, more by the library, and on a GPU all in float32, whose
+    exact products have no tensor cores.
 
     Attributes:
         weight: `[outputs, inputs]`, contiguous. rows: as of `Linear`; any number will do.
@@ -27,12 +28,16 @@ class NarrowLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x` `[rows, inputs]` to `[rows, outputs]`."""
-        if x.shape[0] > NARROW_ROWS:
+        if self._by_library(x):
             return F.linear(x, self.weight)
         return narrow_product(x, self.weight, self._arrivals)
 
     def gated(self, x: Tensor) -> Tensor:
         """SwiGLU of the product with gates and up: `x` `[rows, inputs]` to `[rows, outputs / 2]`."""
-        if x.shape[0] > NARROW_ROWS:
+        if self._by_library(x):
             return swiglu_triton(F.linear(x, self.weight))
         return gated_product(x, self.weight)
+
+    @staticmethod
+    def _by_library(x: Tensor) -> bool:
+        return x.shape[0] > NARROW_ROWS or (x.is_cuda and x.dtype is torch.float32)

@@ -35,9 +35,14 @@ COUNTED = {
     "HGMMA": "HGMMA",  # products on Hopper's tensor cores
     "HMMA": "HMMA",  # products on the older path, half as fast
     "UTMALDG": "UTMALDG",  # loads of the tensor memory accelerator
+    "UBLKPF": "UBLKPF",  # begins to read into L2
     "LDGSTS": "LDGSTS",  # asynchronous copies to shared memory
     "SPILLS": r"(?:LDL|STL)",  # traffic with the stack
 }
+WAIT = re.compile(r"\bACQBULK\b")
+"""Where a program waits for the kernels before its own (`kernels/overlap.py`)."""
+FIRST_AFTER_IT = re.compile(r"\b(?:LDG|LDGSTS|UTMALDG|STG|UTMASTG|ATOMG?|RED|EXIT)\b")
+"""Whatever may not come before: reading and writing what other kernels write and read, and the end."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ def compile_for(
     most_registers: int | None = None,
 ) -> dict[str, int]:
     """Resources of one form: WARPS of a program, REG and STACK, LOCAL, SHARED in bytes (of a thread, a thread, a
-    program), and how many instructions of each kind in `COUNTED` its code has.
+    program), how many instructions of each kind in `COUNTED` its code has, its WAITS for the kernels before it, and how
+    many instructions come TOO EARLY, before such a wait (0 without one).
 
     Raises ValueError when `types` and `constants` are not exactly the kernel's arguments, and what Triton or ptxas
     raise when it does not compile.
@@ -99,6 +105,9 @@ def compile_for(
         code = _output("nvdisasm", "-c", file.name)
     found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     counts = {name: len(re.findall(rf"\b{pattern}\b", code)) for name, pattern in COUNTED.items()}
+    waits = [match.start() for match in WAIT.finditer(code)]
+    early = len(FIRST_AFTER_IT.findall(code[: waits[0]])) if waits else 0
+    counts |= {"WAITS": len(waits), "TOO EARLY": early}
     return {"WARPS": warps, **found, "SHARED": compiled.metadata.shared, **counts}
 
 

@@ -13,19 +13,21 @@ from kernels.fixed_product import (
     WARPS,
     _fixed_product_kernel,
 )
+from kernels.narrow_product import AHEAD_INPUTS, _narrow_product_kernel, narrow_shape
 from kernels.narrow_product import TILE_INPUTS as NARROW_INPUTS
 from kernels.narrow_product import TILE_OUTPUTS as NARROW_OUTPUTS
 from kernels.narrow_product import WARPS as NARROW_WARPS
-from kernels.narrow_product import _narrow_product_kernel, narrow_shape
 from kernels.norm import _add_and_norm_kernel
 from kernels.quantize import _SMALLEST_SCALE, LARGEST, MOST_LANES, _quantize_rows_kernel, warps
 from kernels.rope_and_kv import _HEADS_AT_ONCE, _rope_and_kv_kernel
 from tests.kernels.aot import Form
 
+OVERLAPPING = "/overlapping"
 
-def _rope(kind: str) -> Form:
+
+def _rope(kind: str, overlaps: bool = False) -> Form:
     return Form(
-        f"rope_and_kv/{kind}",
+        f"rope_and_kv/{kind}{OVERLAPPING * overlaps}",
         _rope_and_kv_kernel,
         {
             "projected_ptr": f"*{kind}",
@@ -36,14 +38,14 @@ def _rope(kind: str) -> Form:
             "query_ptr": f"*{kind}",
             "kv_ptr": f"*{kind}",
         },
-        {"HEADS": 32, "KV_HEADS": 8, "HALF": 64, "AT_ONCE": _HEADS_AT_ONCE},
+        {"HEADS": 32, "KV_HEADS": 8, "HALF": 64, "AT_ONCE": _HEADS_AT_ONCE, "OVERLAPS": overlaps},
     )
 
 
-def _norm(kind: str, hidden: int) -> Form:
+def _norm(kind: str, hidden: int, overlaps: bool = False) -> Form:
     lanes = triton.next_power_of_2(hidden)
     return Form(
-        f"add_and_norm/{kind}/{hidden}",
+        f"add_and_norm/{kind}/{hidden}{OVERLAPPING * overlaps}",
         _add_and_norm_kernel,
         {
             "x_ptr": f"*{kind}",
@@ -53,17 +55,17 @@ def _norm(kind: str, hidden: int) -> Form:
             "normed_ptr": f"*{kind}",
             "eps": "fp32",
         },
-        {"HIDDEN": hidden, "LANES": lanes},
+        {"HIDDEN": hidden, "LANES": lanes, "OVERLAPS": overlaps},
         warps=min(16, max(1, lanes // 512)),
     )
 
 
-def _swiglu(kind: str) -> Form:
+def _swiglu(kind: str, overlaps: bool = False) -> Form:
     return Form(
-        f"swiglu/{kind}",
+        f"swiglu/{kind}{OVERLAPPING * overlaps}",
         _swiglu_kernel,
         {"gate_up_ptr": f"*{kind}", "out_ptr": f"*{kind}"},
-        {"INNER": 16384, "LANES": _LANES},
+        {"INNER": 16384, "LANES": _LANES, "OVERLAPS": overlaps},
     )
 
 
@@ -97,15 +99,16 @@ def _fixed(kind: str) -> Form:
     )
 
 
-def _narrow(kind: str, rows: int, way: str) -> Form:
+def _narrow(kind: str, rows: int, way: str, overlaps: bool = False) -> Form:
     _, stages = narrow_shape(rows)
     outputs = NARROW_OUTPUTS // 2 if way == "gated" else NARROW_OUTPUTS
     return Form(
-        f"narrow_product/{kind}/{rows} rows/{way}",
+        f"narrow_product/{kind}/{rows} rows/{way}{OVERLAPPING * overlaps}",
         _narrow_product_kernel,
         {
             "weight": f"tensordesc<{kind}[{outputs}, {NARROW_INPUTS}]>",
             "x": f"tensordesc<{kind}[{rows}, {NARROW_INPUTS}]>",
+            "weight_ptr": f"*{kind}",
             "out_ptr": f"*{kind}",
             "sums_ptr": "*fp32",
             "arrivals_ptr": "*i32",
@@ -120,6 +123,8 @@ def _narrow(kind: str, rows: int, way: str) -> Form:
             "INPUTS": NARROW_INPUTS,
             "GATED": way == "gated",
             "SPLIT": way == "split",
+            "AHEAD": AHEAD_INPUTS,
+            "OVERLAPS": overlaps,
         },
         NARROW_WARPS,
         stages,
@@ -134,5 +139,8 @@ FORMS = [
     *(_swiglu(kind) for kind in ("bf16", "fp16")),
     *(_fixed(kind) for kind in ("bf16", "fp16")),
     *(_narrow("bf16", rows, way) for rows in (16, 32, 64) for way in ("whole", "split", "gated")),
+    *(_narrow("bf16", 32, way, overlaps=True) for way in ("whole", "split", "gated")),
+    *(form("bf16", overlaps=True) for form in (_rope, _swiglu)),
+    _norm("bf16", 5120, overlaps=True),
     *(_quantize("bf16", width) for width in (4096, 5120, 16_384)),
 ]

@@ -8,14 +8,15 @@ import torch
 from kernels.reach_attention import _MERGED_AT_ONCE, MOST_REGISTERS, _attention_kernel, _merge_kernel
 from kernels.reach_work import FEW_ROWS, tiles_for
 from tests.kernels.aot import Form
+from tests.kernels.layer_forms import OVERLAPPING
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def _attention(kind: str, kv_heads: int, partials: str = "fp16") -> Form:
+def _attention(kind: str, kv_heads: int, partials: str = "fp16", overlaps: bool = False) -> Form:
     tiles = tiles_for(DTYPES[kind])
     return Form(
-        f"reach_attention/{kind}/{kv_heads}_kv_heads/{partials}_partials",
+        f"reach_attention/{kind}/{kv_heads}_kv_heads/{partials}_partials{OVERLAPPING * overlaps}",
         _attention_kernel,
         {
             "query_ptr": f"*{kind}",
@@ -39,6 +40,7 @@ def _attention(kind: str, kv_heads: int, partials: str = "fp16") -> Form:
             "ROWS": tiles.rows,
             "FEW": FEW_ROWS,
             "KEYS": tiles.keys,
+            "OVERLAPS": overlaps,
         },
         tiles.warps,
         tiles.stages,
@@ -47,9 +49,9 @@ def _attention(kind: str, kv_heads: int, partials: str = "fp16") -> Form:
     )
 
 
-def _merge(kind: str, partials: str = "fp16") -> Form:
+def _merge(kind: str, partials: str = "fp16", overlaps: bool = False) -> Form:
     return Form(
-        f"reach_merge/{kind}/{partials}_partials",
+        f"reach_merge/{kind}/{partials}_partials{OVERLAPPING * overlaps}",
         _merge_kernel,
         {
             "partial_ptr": f"*{partials}",
@@ -59,7 +61,7 @@ def _merge(kind: str, partials: str = "fp16") -> Form:
             "merges_ptr": "*i32",
             "out_ptr": f"*{kind}",
         },
-        {"HEADS": 32, "DIM": 128, "SPLITS": _MERGED_AT_ONCE},
+        {"HEADS": 32, "DIM": 128, "SPLITS": _MERGED_AT_ONCE, "OVERLAPS": overlaps},
     )
 
 
@@ -69,4 +71,6 @@ FORMS = [
     _attention("bf16", 1),
     *(_merge(kind) for kind in ("bf16", "fp16")),
     _merge("bf16", "fp32"),
+    _attention("bf16", 8, overlaps=True),
+    _merge("bf16", overlaps=True),
 ]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernels.aot import MOST_SHARED_BYTES
+from tests.kernels.layer_forms import OVERLAPPING
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -51,3 +52,7 @@ def test_form_keeps_its_budget(name: str, compiled: dict[str, dict[str, int]]) -
         assert used["LDGSTS"] > 0, used
     if budget.get("tensor_loads"):
         assert used["UTMALDG"] > 0, used
+    if budget.get("prefetches"):
+        assert used["UBLKPF"] > 0, used
+    assert used["WAITS"] == name.endswith(OVERLAPPING), used
+    assert used["TOO EARLY"] == 0, used
