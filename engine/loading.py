@@ -23,6 +23,7 @@ from engine.model.linear import Linear
 from engine.model.narrow_linear import NarrowLinear
 from engine.model.parallel import Shard, TensorParallel, default_backend, file_store
 from engine.model.transformer import Product, Transformer
+from kernels.narrow_product import SHARED_BYTES
 from kernels.reach_work import FIXED
 from kernels.switch import VARIABLE, use_triton
 
@@ -41,8 +42,10 @@ def load_executor(path: Path, model: ModelConfig, config: EngineConfig, launcher
     """
     check_tensor_parallel(model, config.tp)
     check_device(config.device, config.narrow_products)
-    if config.cuda_graphs and not use_triton(torch.empty(0, device=config.device)):
-        raise CheckpointError(f"cuda_graphs is true, and {VARIABLE} keeps the kernels off; allowed: auto, triton")
+    on_gpu = config.device == "cuda"
+    for name in ("cuda_graphs", "narrow_products"):
+        if on_gpu and getattr(config, name) and not use_triton(torch.empty(0, device=config.device)):
+            raise CheckpointError(f"{name} is true, and {VARIABLE} keeps the kernels off; allowed: auto, triton")
     wide = config.dtype == "float32" or (config.dtype == "auto" and config.device == "cpu")
     dtype = torch.float32 if wide else torch.bfloat16
     spec = RankSpec(
@@ -94,10 +97,14 @@ def check_device(device: str, narrow_products: bool) -> None:
         return
     if not torch.cuda.is_available():
         raise CheckpointError("device is 'cuda', and this process sees no GPU; allowed here: 'cpu'")
-    major, minor = torch.cuda.get_device_capability()
-    if narrow_products and major < 9:
+    if not narrow_products:
+        return
+    found = torch.cuda.get_device_properties()
+    if found.major < 9 or found.shared_memory_per_multiprocessor < SHARED_BYTES:
         raise CheckpointError(
-            f"narrow_products is true on a GPU of compute capability {major}.{minor}; allowed: from 9.0 on"
+            f"narrow_products is true on a GPU of compute capability {found.major}.{found.minor} with "
+            f"{found.shared_memory_per_multiprocessor >> 10} KiB of shared memory; allowed: 9.0 and "
+            f"{SHARED_BYTES >> 10} KiB at least"
         )
 
 

@@ -1,10 +1,10 @@
 """Products of few rows, which take as long as reading the weight does: up to 64 rows, a canvas or two.
 
 The weight is the left operand, as in the denoise head, so that its outputs fill WGMMA's M. What such a product needs is
-enough bytes under way on every processor. A program keeps `stages` tiles of 16 KB under way, and where the outputs give
-too few programs the inputs are split between several of them; of those that share outputs the last one to arrive adds
-up all sums, in the order of the inputs, so that a result does not depend on who that is. The gated form multiplies with
-gate and up at once and leaves silu(gate) * up, for which a pass of its own would write and read both.
+enough bytes under way on every processor. A program keeps three or four tiles of 16 KB under way, and where the outputs
+give too few programs the inputs are split between several of them; of those that share outputs the last one to arrive
+adds up all sums, in the order of the inputs, so that a result does not depend on who that is. The gated form multiplies
+with gate and up at once and leaves silu(gate) * up, for which a pass of its own would write and read both.
 
 These are computed choices, to be measured: `python -m benchmarks.gpu` compares them with the library's products.
 """
@@ -25,11 +25,13 @@ TILE_OUTPUTS = 128
 """Of a program; of a gated one half of them are gates."""
 TILE_INPUTS = 64
 WARPS = 4
+SHARED_BYTES = 104 << 10
+"""That a program may need (`tests/kernels/budget.json`)."""
 AHEAD_INPUTS = 4 * TILE_INPUTS
-"""Where kernels overlap: as much as is under way later, 64 KB a program."""
+"""Where kernels overlap: 64 KB a program."""
 PROGRAMS = 112
-"""At least so many, if need be by splitting the inputs: most of the 132 processors of an H100 or H200, each of which
-can take more than its part of the memory's bandwidth. More splits would leave more sums to be added up."""
+"""About so many at least, if need be by splitting the inputs: most of the 132 processors of an H100 or H200, each of
+which can take more than its part of the memory's bandwidth. More splits would leave more sums to be added up."""
 
 
 def narrow_product(x: Tensor, weight: Tensor, arrivals: Tensor) -> Tensor:
@@ -41,9 +43,9 @@ def narrow_product(x: Tensor, weight: Tensor, arrivals: Tensor) -> Tensor:
         arrivals: int32 `[tiles_of(outputs)]` on the same device, zeros; they are zeros again afterwards. For one
             product at a time.
 
-    Returns `[rows, outputs]` of the same type; sums are float32.
+    Returns `[rows, outputs]` of the same type; sums are float32. Raises ValueError for more rows.
     """
-    rows, inputs = x.shape
+    rows, inputs = _checked(x)
     outputs = weight.shape[0]
     tiles = tiles_of(outputs)
     splits, share = split_of(inputs, tiles)
@@ -84,9 +86,9 @@ def gated_product(x: Tensor, weight: Tensor) -> Tensor:
     Args:
         x: as of `narrow_product`. weight: `[2 * inner, inputs]`, all gates, then all of up.
 
-    Returns `[rows, inner]`.
+    Returns `[rows, inner]`. Raises ValueError for more rows than `NARROW_ROWS`.
     """
-    rows, inputs = x.shape
+    rows, inputs = _checked(x)
     inner = weight.shape[0] // 2
     out = torch.empty(rows, inner, dtype=x.dtype, device=x.device)
     if rows == 0:
@@ -97,8 +99,8 @@ def gated_product(x: Tensor, weight: Tensor) -> Tensor:
         *_described(x, weight, half, tile_rows),
         weight,
         out,
-        out,
-        out,
+        None,
+        None,
         inputs,
         inner,
         rows,
@@ -122,9 +124,9 @@ def tiles_of(outputs: int) -> int:
 
 
 def split_of(inputs: int, tiles: int) -> tuple[int, int]:
-    """Into how many parts the inputs are split, and how many each has, whole tiles of them; all have some."""
+    """Into how many parts the inputs are split, and how many each has, whole tiles of them; all have nearly as many."""
     steps = -(-inputs // TILE_INPUTS)
-    share = max(1, steps * tiles // PROGRAMS)
+    share = -(-steps // -(-PROGRAMS // tiles))
     return -(-steps // share), share * TILE_INPUTS
 
 
@@ -133,6 +135,13 @@ def narrow_shape(rows: int) -> tuple[int, int]:
     if rows <= 16:
         return 16, 5
     return (32, 5) if rows <= 32 else (64, 4)
+
+
+def _checked(x: Tensor) -> tuple[int, int]:
+    rows, inputs = x.shape
+    if rows > NARROW_ROWS:
+        raise ValueError(f"a narrow product of {rows} rows; allowed: up to {NARROW_ROWS}")
+    return rows, inputs
 
 
 def _ahead(least: int) -> int:
@@ -172,11 +181,10 @@ def _narrow_product_kernel(  # type: ignore[no-untyped-def]
     kind = weight.dtype
     if OVERLAPS and AHEAD > 0:
         # No kernel writes weights: they need not be waited for.
-        mine = tl.minimum(tile * OUTPUTS + tl.arange(0, OUTPUTS), outputs - 1).to(tl.int64)
-        first = weight_ptr + split * share
-        prefetch(first + mine * inputs, AHEAD * kind.primitive_bitwidth // 8)
-        if GATED:
-            prefetch(first + (outputs + mine) * inputs, AHEAD * kind.primitive_bitwidth // 8)
+        lane = tl.arange(0, OUTPUTS * 2 if GATED else OUTPUTS)
+        mine = tl.minimum(tile * OUTPUTS + lane % OUTPUTS, outputs - 1) + lane // OUTPUTS * outputs
+        first = weight_ptr + split * share + mine.to(tl.int64) * inputs
+        prefetch(first, AHEAD * kind.primitive_bitwidth // 8)
     wait_for_inputs(OVERLAPS)
     sums = tl.zeros([OUTPUTS, ROWS], dtype=tl.float32)
     others = tl.zeros([OUTPUTS, ROWS], dtype=tl.float32)

@@ -15,7 +15,7 @@ from kernels.overlap import overlapping, wait_for_inputs
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last axis of `x` `[rows, hidden]`: statistics in float32, cast back, then the weight `[hidden]`.
 
-    In plain PyTorch on every device: rows that are normed without a sum before are few (the wanted ones).
+    In plain PyTorch on every device; where kernels run, `add_and_norm_triton` without a change does the same.
     """
     if x.dtype is torch.float32:
         # The fewest passes: for the few rows of a CPU's forward a call costs more than what it does.

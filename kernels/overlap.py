@@ -2,7 +2,8 @@
 
 Between the end of a kernel and the start of the next one about a microsecond passes, also in a CUDA graph; a forward of
 one canvas has four hundred of them. A kernel that is launched to overlap starts as soon as all programs of the one
-before have: its own start lies under that one's end, and a product has its first weights on their way to L2 by then.
+before have what they waited for: its own start lies under that one's run, and a product has its first weights on their
+way to L2 by then. Behind a kernel that is no such one it starts at that one's end.
 
 The rule that keeps this right: every program of a kernel that is launched so calls `wait_for_inputs` before it reads or
 writes what other kernels write or read, and before it returns. So a kernel ends only after all before it have ended.

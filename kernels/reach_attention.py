@@ -40,6 +40,10 @@ _LEAST_STRETCH = tl.constexpr(1e-30)
 """Of a row of zeros, which has no power of two."""
 _EXPONENT = tl.constexpr(0x7F800000)
 """The bits of a float32's power of two."""
+_MOST_STRETCH = tl.constexpr(253 << 23)
+"""Those of 2 ** 126, the largest power whose reciprocal is a normal number."""
+_ONE_OVER = tl.constexpr(254 << 23)
+"""Less the bits of a power of two: those of its reciprocal."""
 
 
 def reach_attention_reference(query: Tensor, kv: Tensor, work: ReachWork, heads: int, scale: float) -> Tensor:
@@ -253,13 +257,14 @@ def _attend(  # type: ignore[no-untyped-def]
         )
     else:
         place = (partial_row + token).to(tl.int64) * (KV_HEADS * GROUP) + head
-        # Relative to the power of two of the row's largest, which float16 holds whatever the values are, and float32
-        # without rounding.
-        largest = tl.maximum(tl.max(tl.abs(acc), axis=1), _LEAST_STRETCH)
-        stretch = (largest.to(tl.int32, bitcast=True) & _EXPONENT).to(tl.float32, bitcast=True)
-        part = (acc * (1.0 / stretch)[:, None]).to(partial_ptr.dtype.element_ty)
-        tl.store(partial_ptr + place[:, None] * DIM + dims[None, :], part, mask=inside[:, None])
-        tl.store(stretch_ptr + place, stretch, mask=inside)
+        kind = partial_ptr.dtype.element_ty
+        if kind != tl.float32:
+            # Relative to the power of two of the row's largest, float16 holds values of any size.
+            largest = tl.maximum(tl.max(tl.abs(acc), axis=1), _LEAST_STRETCH)
+            bits = tl.minimum(largest.to(tl.int32, bitcast=True) & _EXPONENT, _MOST_STRETCH)
+            acc *= (-bits + _ONE_OVER).to(tl.float32, bitcast=True)[:, None]
+            tl.store(stretch_ptr + place, bits.to(tl.float32, bitcast=True), mask=inside)
+        tl.store(partial_ptr + place[:, None] * DIM + dims[None, :], acc.to(kind), mask=inside[:, None])
         tl.store(peak_ptr + place, peak, mask=inside)
         tl.store(total_ptr + place, total, mask=inside)
 
@@ -298,12 +303,14 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
         part = tl.load(partial_ptr + place[:, None] * DIM + dims[None, :], mask=inside[:, None], other=0.0)
         peaks = tl.load(peak_ptr + place, mask=inside, other=float("-inf"))
         totals = tl.load(total_ptr + place, mask=inside, other=0.0)
-        stretches = tl.load(stretch_ptr + place, mask=inside, other=0.0)
         new_highest = tl.maximum(highest, tl.max(peaks, axis=0))
         base = tl.where(new_highest > float("-inf"), new_highest, 0.0)
         weights = tl.exp2(peaks - base)
         keep = tl.exp2(highest - base)
-        sums = sums * keep + tl.sum(part.to(tl.float32) * (stretches * weights)[:, None], axis=0)
+        times = weights
+        if partial_ptr.dtype.element_ty != tl.float32:
+            times *= tl.load(stretch_ptr + place, mask=inside, other=0.0)
+        sums = sums * keep + tl.sum(part.to(tl.float32) * times[:, None], axis=0)
         total = total * keep + tl.sum(totals * weights, axis=0)
         highest = new_highest
     answer = sums / tl.where(total > 0, total, 1.0)

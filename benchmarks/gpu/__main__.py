@@ -11,7 +11,8 @@ its process; what fails, hangs or dies is reported in its place and does not sto
 - `kernels`: kernel by kernel against torch eager and torch.compile, on the 14B's shapes;
 - `forward`: forwards of 14B-, 8B- and 3B-shaped random weights against the floor, launched eagerly and as a CUDA graph;
 - `end_to_end`: tokens per second of the modes at forced tokens per forward against the released loops on the same
-  weights, and the share of time in which the GPU waits between forwards.
+  weights, and the share of time in which the GPU waits between forwards;
+- `breakdown`: which kernels the time of some forwards goes to.
 
 Then the bars, each with its value or "not measured". Needs torch, Triton, NumPy, safetensors and tokenizers, for the
 reference loops transformers; no checkpoint, no Ray, no network. JSON is written after every section. The exit status is
@@ -39,7 +40,7 @@ from benchmarks.gpu.ceilings import measured
 from benchmarks.gpu.tables import show_bars, show_section
 from benchmarks.gpu.task import Task, run_apart, run_here
 
-SHARES = {"ceilings": 1, "correctness": 6, "kernels": 7, "forward": 7, "end_to_end": 6}
+SHARES = {"ceilings": 1, "correctness": 6, "kernels": 7, "forward": 7, "end_to_end": 6, "breakdown": 2}
 """Of the time: what a section does not need goes to those after it."""
 
 

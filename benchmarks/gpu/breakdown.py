@@ -1,6 +1,8 @@
 """What a forward's time goes to: its kernels by what they do, and what lies between them, from torch's profiler.
 
-Where a forward is above its floor this says why. The profiler makes kernels a little longer: shares count, not sums.
+Where a forward is above its floor this says why. The profiler makes kernels a little longer: shares count, not sums. Of
+kernels that overlap each has the time that none before it had, because one that has begun may only be waiting. A
+section of its own, and the last one, so that nothing is timed in a process that was profiled.
 """
 
 from __future__ import annotations
@@ -9,13 +11,19 @@ import json
 import re
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.section import Row
+from benchmarks.gpu.forward import PRODUCTS, executor_of, step_of
+from benchmarks.gpu.paged import canvases
+from benchmarks.gpu.section import Row, Section, overlapped
+from benchmarks.gpu.shapes import MODELS, TINY
 from benchmarks.gpu.timing import Clock
+from engine.executor import Executor
 
 GROUPS = (
     ("attention", r"^_attention_kernel|^_merge_kernel"),
@@ -23,11 +31,51 @@ GROUPS = (
     ("rope", r"^_rope_and_kv_kernel"),
     ("swiglu", r"^_swiglu_kernel"),
     ("head", r"^_fused_kernel|^_pieces_kernel|^_combine_kernel"),
-    ("products", r"product_kernel|gemm|gemv|nvjet|cutlass|cublas|split[kK]|^aten::mm$"),
+    ("products", r"product_kernel|gemm|gemv|nvjet|cutlass|cublas|split[kK]|^aten::(mm|matmul|linear)$"),
 )
 """What kernels are called, by what they do; the first that fits. `other`: embedding, rotary tables, copies."""
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 """Of a trace's events, those that the device spends its time on."""
+
+CELLS = {
+    "14B": ((1, 512), (1, 16_384), (32, 512)),
+    "14B narrow": ((1, 512),),
+    "14B narrow overlapped": ((1, 512),),
+}
+"""Canvases and contexts, by model and what its products are made by."""
+
+
+def run(section: Section) -> None:
+    """One row per model, number of canvases and context, named as in `forward`."""
+    for name, cells in ({"tiny": ((1, 40),)} if section.tiny else CELLS).items():
+        with overlapped(name.endswith("overlapped")):
+            try:
+                model(section, name, cells)
+            except RuntimeError as error:
+                section.fail(name, error)
+        if section.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def model(section: Section, name: str, cells: tuple[tuple[int, int], ...]) -> None:
+    """The rows of one model."""
+    size, _, products = name.partition(" ")
+    executor = executor_of(section, TINY if section.tiny else MODELS[size], PRODUCTS[products], cells)
+    for count, context in cells:
+        make = partial(its_kernels, section, executor, count, context)
+        section.row(f"{name}, {count} x {context}: its kernels", make)
+
+
+def its_kernels(section: Section, executor: Executor, count: int, context: int) -> Row:
+    """What one batch's forward spends its time on, replayed as a CUDA graph on a GPU."""
+    step = step_of(executor, executor.batch(canvases(count, context, executor.model.config.vocab_size)))
+    if not section.clock.cuda:
+        return kernels_of(section.clock, step)
+    graph = section.clock.capture(step)
+    try:
+        return kernels_of(section.clock, graph.replay)
+    finally:
+        graph.reset()
 
 
 def kernels_of(clock: Clock, call: Callable[[], Any]) -> Row:
@@ -53,7 +101,7 @@ def kernels_of(clock: Clock, call: Callable[[], Any]) -> Row:
 
 
 def summed(spans: list[tuple[str, float, float]]) -> Row:
-    """The row of kernels with their names, starts and durations in microseconds; durations of some at once all count.
+    """The row of kernels with their names, starts and durations in microseconds.
 
     Raises RuntimeError without any.
     """
@@ -64,11 +112,12 @@ def summed(spans: list[tuple[str, float, float]]) -> Row:
     ends = min(start for _, start, _ in spans)
     for name, start, duration in sorted(spans, key=lambda span: span[1]):
         group = next((group for group, pattern in GROUPS if re.search(pattern, name)), "other")
-        row[f"{group}_ms"] += duration / 1e3
+        own_ms = max(start + duration - max(start, ends), 0) / 1e3
+        row[f"{group}_ms"] += own_ms
         row["between_ms"] += max(start - ends, 0) / 1e3
         ends = max(ends, start + duration)
         count, total = longest.get(name, (0, 0.0))
-        longest[name] = [count + 1, total + duration / 1e3]
+        longest[name] = [count + 1, total + own_ms]
     ten = sorted(longest.items(), key=lambda item: -item[1][1])[:10]
     kernels = [{"kernel": name, "launches": count, "ms": total} for name, (count, total) in ten]
     return {"launches": len(spans), **row, "kernels": kernels}

@@ -39,6 +39,7 @@ def run(section: Section) -> None:
         section.row(f"rope and K/V, {kind}", partial(rope_and_kv, section, dtype))
         for name, rule in (("chosen splits", SplitRule()), ("fixed splits", FIXED)):
             section.row(f"reach attention, {name}, {kind}", partial(attention, section, dtype, rule))
+    section.row("reach attention, fixed splits, bits", partial(fixed_bits, section))
     section.row("fp8 product, bfloat16", partial(fp8_product, section))
     if section.triton:
         section.row("fixed product, bfloat16", partial(fixed_tiles, section))
@@ -179,3 +180,13 @@ def attention(section: Section, dtype: torch.dtype, rule: SplitRule) -> Row:
     row = judged(off(got, batch.attend_double()), dtype, batch.query.shape[0])
     untouched = bool((got[-5:] == 0).all())
     return {**row, "padding_is_zero": untouched, "passed": row["passed"] and untouched}
+
+
+def fixed_bits(section: Section) -> Row:
+    """Under the rule `FIXED` rows of a chunk that is split have the bits that they have in one that is not."""
+    config = TINY if section.tiny else MODELS["14B"]
+    rows, fewer = 100, 20
+    whole = paged(section, config, [Part(480, rows, True)], torch.bfloat16, FIXED)
+    together = whole.attend(section.triton)[:fewer]
+    alone = whole.first(fewer, FIXED).attend(section.triton)
+    return {"rows": fewer, "other_rows": int((alone != together).any(-1).sum()), "passed": torch.equal(alone, together)}

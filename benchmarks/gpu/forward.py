@@ -1,20 +1,20 @@
 """Forwards of whole models against the floor that the bytes and FLOPs of `performance.md` 1.2 set on this machine.
 
 A forward is what a denoise step of a batch of canvases runs: all layers, and a token and its statistics for every row.
-It is launched eagerly, and replayed as a CUDA graph of the same call where that captures.
-Rows `its kernels` say what the time of some of them goes to (`breakdown.py`). Weights and K/V are random; every canvas
-has pages of its own. Before the first forward of a shape, kernels compile.
+It is launched eagerly, and replayed as a CUDA graph of the same call where that captures. Weights and K/V are random;
+every canvas has pages of its own. Before the first forward of a shape, kernels compile. What its time goes to is in
+`breakdown.py`.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.gpu.breakdown import kernels_of
 from benchmarks.gpu.floors import BYTES, forward_floor, weight_bytes
 from benchmarks.gpu.paged import canvases, pages_of
 from benchmarks.gpu.section import Row, Section, overlapped
@@ -34,13 +34,6 @@ COUNTS = (1, 32, 2, 4, 8, 16, 64)
 CONTEXTS = (512, 4096, 16_384)
 RESERVED_BYTES = 8 << 30
 """Of the card, for activations, graphs and workspaces."""
-BROKEN_DOWN = {
-    "14B": ((1, 512), (1, 16_384), (32, 512)),
-    "14B narrow": ((1, 512),),
-    "14B narrow overlapped": ((1, 512),),
-    "tiny": ((1, 40),),
-}
-"""Cells whose kernels are shown, by what `SHARES` names."""
 SHARES = {"14B": 2, "14B narrow": 1, "14B narrow overlapped": 1, "14B fp8": 1, "14B fixed": 1, "8B": 1, "3B": 1}
 """Of the section's time, by model and what its products are made by (`PRODUCTS`)."""
 PRODUCTS: dict[str, type[Product]] = {
@@ -96,22 +89,25 @@ def model(section: Section, name: str, config: ModelConfig, counts: tuple[int, .
             section.leave_out(f"{name}, {count} x {context}", f"K/V of {needed:.0f} GB, {kv_bytes / 1e9:.0f} GB free")
     if not fitting:
         return
-    weights = RandomWeights(config, torch.bfloat16, section.device)
-    executor = Executor(
-        build(weights, product=PRODUCTS[products]),
-        max(pages_of(*cell) for cell in fitting),
-        BLOCK,
-        splits=FIXED if products == "fixed" else None,
-    )
-    for layer in executor.kv:
-        layer.normal_(generator=section.draw(6))
+    executor = executor_of(section, config, PRODUCTS[products], fitting)
     for count, context in fitting:
         make = partial(cell, section, executor, name, config, count, context)
         section.row(f"{name}, {count} x {context}", make)
-    for count, context in BROKEN_DOWN.get(name, ()):
-        if (count, context) in fitting:
-            make = partial(its_kernels, section, executor, config, count, context)
-            section.row(f"{name}, {count} x {context}: its kernels", make)
+
+
+def executor_of(
+    section: Section, config: ModelConfig, product: type[Product], cells: Sequence[tuple[int, int]]
+) -> Executor:
+    """A model of random weights with random K/V for the largest of these cells."""
+    executor = Executor(
+        build(RandomWeights(config, torch.bfloat16, section.device), product=product),
+        max(pages_of(*cell) for cell in cells),
+        BLOCK,
+        splits=FIXED if product is FixedLinear else None,
+    )
+    for layer in executor.kv:
+        layer.normal_(generator=section.draw(6))
+    return executor
 
 
 def cell(section: Section, executor: Executor, name: str, config: ModelConfig, count: int, context: int) -> Row:
@@ -128,18 +124,6 @@ def cell(section: Section, executor: Executor, name: str, config: ModelConfig, c
             row["graph_failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
             section.fail(f"{name}, {count} x {context}: CUDA graph", error)
     return {**row, **against_floor(section, config, row)}
-
-
-def its_kernels(section: Section, executor: Executor, config: ModelConfig, count: int, context: int) -> Row:
-    """What one batch's forward spends its time on, replayed as a CUDA graph on a GPU."""
-    step = step_of(executor, executor.batch(canvases(count, context, config.vocab_size)))
-    if not section.clock.cuda:
-        return kernels_of(section.clock, step)
-    graph = section.clock.capture(step)
-    try:
-        return kernels_of(section.clock, graph.replay)
-    finally:
-        graph.reset()
 
 
 def against_floor(section: Section, config: ModelConfig, row: Row) -> Row:

@@ -28,13 +28,13 @@ TIMES = 8
 
 
 def run(section: Section) -> None:
-    """One row per kernel and shape. What the bars ask for comes first; of it the heads last, because compiling torch's
-    forms of them takes longest."""
-    kernels_products.run(section)
+    """One row per kernel and shape. What the bars ask for and what explains them comes first; of it the heads last,
+    because compiling torch's forms of them takes longest."""
     contexts = (64,) if section.tiny else CONTEXTS
     cells = [(count, context) for count in (1, 32) for context in contexts]
     for count, context in cells[:1]:
         attention_row(section, count, context)
+    kernels_products.run(section)
     kernels_head.run(section)
     for count, context in cells[1:]:
         attention_row(section, count, context)

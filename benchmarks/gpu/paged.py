@@ -59,6 +59,13 @@ class Paged:
         """The same batch, its contexts split by another rule."""
         return replace(self, work=_work(self.parts, self.pages, self.query, self.kv, rule))
 
+    def first(self, rows: int, rule: SplitRule) -> Paged:
+        """So many rows of a batch of one part by themselves: what a shorter chunk of a prompt would be."""
+        (part,) = self.parts
+        parts = [replace(part, rows=rows)]
+        query = self.query[:rows]
+        return replace(self, parts=parts, query=query, work=_work(parts, self.pages, query, self.kv, rule))
+
     def attend(self, triton: bool, layer: int = 0) -> Tensor:
         """Reach attention over one layer: the kernel, or its plain form."""
         form = reach_attention_triton if triton else reach_attention_reference

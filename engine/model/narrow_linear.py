@@ -6,9 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.errors import CheckpointError
 from engine.model.linear import UNKNOWN_ROWS
 from kernels.activation import swiglu_triton
 from kernels.narrow_product import NARROW_ROWS, gated_product, narrow_product, tiles_of
+
+MULTIPLE = 8
+"""Inputs of a row are whole 16 bytes."""
 
 
 class NarrowLinear:
@@ -22,9 +26,16 @@ class NarrowLinear:
     rows = UNKNOWN_ROWS
 
     def __init__(self, weight: Tensor) -> None:
+        """Takes `weight` `[outputs, inputs]`. Raises CheckpointError for a shape that a GPU cannot take."""
+        outputs, inputs = weight.shape
+        if weight.is_cuda and inputs % MULTIPLE:
+            raise CheckpointError(
+                f"narrow_products is true, and a weight is [{outputs}, {inputs}]; allowed: inputs in multiples of "
+                f"{MULTIPLE}"
+            )
         self.weight = weight.contiguous()
         # Every forward leaves them as it finds them, so that a CUDA graph can hold their address.
-        self._arrivals = torch.zeros(tiles_of(weight.shape[0]), dtype=torch.int32, device=weight.device)
+        self._arrivals = torch.zeros(tiles_of(outputs), dtype=torch.int32, device=weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x` `[rows, inputs]` to `[rows, outputs]`."""

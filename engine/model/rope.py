@@ -10,6 +10,9 @@ from torch import Tensor
 
 from kernels.rope_and_kv import Rotation
 
+_AT_ONCE = 16_384
+"""Positions of a table that are made at a time."""
+
 if TYPE_CHECKING:
     from engine.checkpoint.config import RopeConfig
 
@@ -64,6 +67,19 @@ def rotation_of(rope: RopeConfig, positions: Tensor, frequencies: Tensor, dtype:
     """What `kernels/rope_and_kv.py` turns tokens at `positions` by; `scaled`: with the query scale, which may be 1."""
     cos, sin = rotary(positions, frequencies, attention_factor(rope), dtype)
     return Rotation(cos, sin, query_scale(positions, rope, dtype) if scaled else None)
+
+
+def rotation_table(rope: RopeConfig, positions: int, frequencies: Tensor, dtype: torch.dtype) -> Rotation:
+    """Those of all positions from 0 on, a part at a time: in float32 all would take more memory than the table."""
+    every = torch.arange(positions, device=frequencies.device)
+    parts = [
+        rotation_of(rope, every[first : first + _AT_ONCE], frequencies, dtype, scaled=True)
+        for first in range(0, positions, _AT_ONCE)
+    ]
+    scales = [part.query_scale for part in parts if part.query_scale is not None]
+    return Rotation(
+        torch.cat([part.cos for part in parts]), torch.cat([part.signed_sin for part in parts]), torch.cat(scales)
+    )
 
 
 def rotation_at(positions: Tensor, table: Rotation) -> Rotation:

@@ -19,7 +19,7 @@ from engine.model.fp8_linear import Fp8Linear
 from engine.model.linear import Linear, rows_of_all
 from engine.model.narrow_linear import NarrowLinear
 from engine.model.parallel import TensorParallel, rank_config
-from engine.model.rope import rotation_at, rotation_of, yarn_frequencies
+from engine.model.rope import rotation_at, rotation_of, rotation_table, yarn_frequencies
 from kernels.activation import swiglu_torch, swiglu_triton
 from kernels.attention import reach_attention
 from kernels.combine import combine, finish
@@ -74,6 +74,7 @@ class Transformer:
         parallel: this rank's place in its group.
         first_token: the id of the first row of this rank's part of embedding and head.
         rows: of a batch, for all products (`engine/model/linear.py`).
+        rotations: of all positions that the checkpoint has, where kernels run; no batch may go beyond them.
     """
 
     def __init__(
@@ -109,9 +110,9 @@ class Transformer:
         self.frequencies = yarn_frequencies(config.rope, config.head_dim).to(device)
         self.rotations: Rotation | None = None
         if use_triton(self.embedding):
-            # Of all positions: to make a forward's own anew would take twenty small kernels.
-            positions = torch.arange(config.max_position_embeddings, device=device)
-            self.rotations = rotation_of(config.rope, positions, self.frequencies, self.dtype, True)
+            # To make a forward's own anew would take twenty small kernels.
+            positions = config.max_position_embeddings
+            self.rotations = rotation_table(config.rope, positions, self.frequencies, self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -174,10 +175,11 @@ class Transformer:
 
         Raises RuntimeError where the head's weight lies as the CPU's products want it.
         """
+        weight = self.head.weight
         normed = self._final_norm_by_kernel(hidden, rows)
         if self.parallel.shard.size == 1 or not len(rows):
-            return denoise_head(normed, self.head.weight, rules, self.fixed)
-        mine = combine(head_partials(normed, self.head.weight, rules, self.first_token, self.fixed), rules)
+            return denoise_head(normed, weight, rules, self.fixed)
+        mine = combine(head_partials(normed, weight, rules, self.first_token, self.fixed), rules)
         parts = self.parallel.join_columns(mine.flatten(0, 1))
         return finish(parts.view(*mine.shape[:2], -1), rules)
 

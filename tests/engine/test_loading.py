@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,14 +53,19 @@ def test_products_of_their_own_are_for_kernels(
     assert product_of(spec, torch.device("cpu")) is made
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (8, 9)])
+@pytest.mark.parametrize(("major", "shared_kib", "enough"), [(8, 163, False), (9, 227, True), (12, 99, False)])
 def test_narrow_products_want_a_gpu_that_has_what_they_run_on(
-    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    major: int, shared_kib: int, enough: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    found = SimpleNamespace(major=major, minor=0, shared_memory_per_multiprocessor=shared_kib << 10)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: found)
     check_device("cuda", narrow_products=False)
-    with pytest.raises(CheckpointError, match=r"compute capability 8\.\d; allowed: from 9\.0 on"):
+    if enough:
+        check_device("cuda", narrow_products=True)
+        return
+    said = rf"{major}\.0 with {shared_kib} KiB .*; allowed: 9\.0 and 104 KiB at least"
+    with pytest.raises(CheckpointError, match=said):
         check_device("cuda", narrow_products=True)
 
 

@@ -36,13 +36,15 @@ COUNTED = {
     "HMMA": "HMMA",  # products on the older path, half as fast
     "UTMALDG": "UTMALDG",  # loads of the tensor memory accelerator
     "UBLKPF": "UBLKPF",  # begins to read into L2
+    "PREEXIT": "PREEXIT",  # lets the next kernel start
     "LDGSTS": "LDGSTS",  # asynchronous copies to shared memory
     "SPILLS": r"(?:LDL|STL)",  # traffic with the stack
 }
 WAIT = re.compile(r"\bACQBULK\b")
 """Where a program waits for the kernels before its own (`kernels/overlap.py`)."""
-FIRST_AFTER_IT = re.compile(r"\b(?:LDG|LDGSTS|UTMALDG|STG|UTMASTG|ATOMG?|RED|EXIT)\b")
-"""Whatever may not come before: reading and writing what other kernels write and read, and the end."""
+AFTER_IT = re.compile(r"\b(?:LDG|LDGSTS|UTMALDG|STG|UTMASTG|ATOMG?|RED|EXIT|PREEXIT)\b")
+"""Whatever may not stand before it: reading and writing what other kernels write and read, letting the next kernel
+start, and the end. The code is read from the top, not along its branches: the wait is to stand there."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def compile_for(
     found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     counts = {name: len(re.findall(rf"\b{pattern}\b", code)) for name, pattern in COUNTED.items()}
     waits = [match.start() for match in WAIT.finditer(code)]
-    early = len(FIRST_AFTER_IT.findall(code[: waits[0]])) if waits else 0
+    early = len(AFTER_IT.findall(code[: waits[0]])) if waits else 0
     counts |= {"WAITS": len(waits), "TOO EARLY": early}
     return {"WARPS": warps, **found, "SHARED": compiled.metadata.shared, **counts}
 

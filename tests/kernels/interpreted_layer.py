@@ -282,6 +282,7 @@ def test_inputs_are_split_where_outputs_give_too_few_programs() -> None:
         assert count == splits
         assert share % kernels.narrow_product.TILE_INPUTS == 0
         assert (count - 1) * share < inputs <= count * share
+        assert inputs - (count - 1) * share > 0.9 * share, "nobody waits long for the others"
 
 
 def test_products_of_few_rows_keep_to_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,4 +300,10 @@ def test_products_of_few_rows_keep_to_their_tensors(monkeypatch: pytest.MonkeyPa
         assert (guards(tensor) == SENTINEL).all()
     assert narrow_product(x[:0], weight, arrivals).shape == (0, 130)
     assert gated_product(x[:0], weight).shape == (0, 65)
-    assert NARROW_ROWS == 64
+
+
+def test_more_rows_than_a_narrow_product_takes_are_refused() -> None:
+    x, weight = torch.zeros(NARROW_ROWS + 1, 8), torch.zeros(16, 8)
+    for form in (gated_product, lambda x, weight: narrow_product(x, weight, torch.zeros(1, dtype=torch.int32))):
+        with pytest.raises(ValueError, match="product of 65 rows; allowed: up to 64"):
+            form(x, weight)

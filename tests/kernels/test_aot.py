@@ -52,7 +52,6 @@ def test_form_keeps_its_budget(name: str, compiled: dict[str, dict[str, int]]) -
         assert used["LDGSTS"] > 0, used
     if budget.get("tensor_loads"):
         assert used["UTMALDG"] > 0, used
-    if budget.get("prefetches"):
-        assert used["UBLKPF"] > 0, used
-    assert used["WAITS"] == name.endswith(OVERLAPPING), used
+    assert used["UBLKPF"] == budget.get("prefetches", 0), used
+    assert used["WAITS"] == used["PREEXIT"] == name.endswith(OVERLAPPING), used
     assert used["TOO EARLY"] == 0, used
