@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from benchmarks.gpu.tables import table
 from benchmarks.gpu.task import Task, run_apart
 from benchmarks.gpu.timing import Call, Clock, copies
 from engine.checkpoint.config import ModelConfig
+from engine.model.linear import Linear
 from kernels.denoise_head import denoise_head
+from kernels.overlap import VARIABLE
 from kernels.row_statistics import Statistics
 from kernels.unmask import unmask_torch
 from tests.kernels.isolated import interpreted
@@ -384,6 +387,35 @@ def test_the_checks_notice_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not correctness_head.exact(section(), torch.float32, 17, sampled=False)["passed"]
     assert not correctness_head.exact(section(), torch.float32, 17, sampled=True)["passed"]
     assert not correctness_head.close(section(), 64)["passed"]
+
+
+class Recorded:
+    """Stands for a CUDA graph: runs the call again, into the same result. Overlapping ones may read too early."""
+
+    def __init__(self, call: Callable[[], torch.Tensor], hasty: bool) -> None:
+        self.call, self.result, self.hasty = call, call(), hasty and os.environ[VARIABLE] == "1"
+        self.before = self.result.clone()
+
+    def replay(self) -> None:
+        fresh = self.call()
+        self.result.copy_(self.before if self.hasty else fresh)
+        self.before = fresh
+
+
+@pytest.mark.parametrize("hasty", [False, True])
+def test_the_check_of_overlap_notices_what_is_read_too_early(hasty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(call: Callable[[], torch.Tensor]) -> tuple[Recorded, torch.Tensor]:
+        made = Recorded(call, hasty)
+        return made, made.result
+
+    monkeypatch.setitem(correctness_model.MODELS, "14B", TINY)
+    monkeypatch.setattr(correctness_model, "recorded", record)
+    monkeypatch.setattr(correctness_model, "REPLAYS", 6)
+    row = correctness_model.overlapping(section(), Linear, 2)
+    assert row["rows"] == 6 * 64
+    assert row["passed"] is not hasty
+    assert (row["other_rows"] > 0) is hasty
+    assert VARIABLE not in os.environ
 
 
 def test_rows_with_the_same_columns_share_their_head() -> None:
