@@ -104,7 +104,7 @@ class Menus:
         name = (
             tier, floor, goal.bounded, goal.stated, tier_named, options.decoding, options.block_length,
             options.refinement_steps, options.min_refinement_steps, options.max_refinement_steps, options.audit,
-            options.threshold_given, options.threshold,
+            options.threshold_given, options.threshold, options.entropy_bound, options.remask,
         )  # fmt: skip
         menu = self._kept.get(name)
         if menu is None:
@@ -119,7 +119,7 @@ class Menus:
             goal.bounded
             and options.decoding == "diffusion"
             and options.refinement_steps is None
-            and not options.threshold_given
+            and not options.commits_named
         )
         pin = None if open_budget else pinned_rung(options, self.block_size)
         if pin is not None:

@@ -128,7 +128,7 @@ class LoadTable:
 def _rung_record(rung: Rung) -> RungRecord:
     length = rung.block_length
     single, unaudited = length == 1, rung.audit in ("off", "score")
-    fixed = single or (rung.is_diffusion and rung.threshold is None and unaudited)
+    fixed = single or (rung.is_diffusion and rung.known_steps and unaudited)
     return RungRecord(
         length=length,
         steps=rung.most_forwards_per_block,

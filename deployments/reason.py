@@ -20,8 +20,10 @@ def name_of(rung: Rung) -> str:
         return f"self-speculation over blocks of {rung.block_length}"
     early = "" if rung.threshold is None else f", threshold {rung.threshold:g}"
     steps = "1 step" if rung.refinement_steps == 1 else f"{rung.refinement_steps} steps"
+    early += "" if rung.entropy_bound is None else f", entropy bound {rung.entropy_bound:g}"
+    again = "" if rung.remask is None else f", remask {rung.remask:g}"
     audit = "" if rung.audit == "off" else f", audit {rung.audit}"
-    return f"diffusion over blocks of {rung.block_length} with {steps}{early}{audit}"
+    return f"diffusion over blocks of {rung.block_length} with {steps}{early}{again}{audit}"
 
 
 def plan_reason(

@@ -44,6 +44,9 @@ class Rung:
         expected_tokens_per_forward: as calibrated, commits and verifies counted; None where nothing was measured.
         within_ar: whether calibration shows the quality to be within `EQUAL_TO_AR` of AR's: by the whole 95% interval
             of the difference on the same prompts.
+        entropy_bound, remask: of diffusion, policies of a denoise step beside the rule (`kernels/unmask.py`): the sum
+            of entropies up to which masks are committed early, less the largest, and the probability below which a
+            token of the block is masked again; None = no such policy.
     """
 
     decoding: Decoding
@@ -54,6 +57,8 @@ class Rung:
     expected_quality: float | None = None
     expected_tokens_per_forward: float | None = None
     within_ar: bool = False
+    entropy_bound: float | None = None
+    remask: float | None = None
 
     @property
     def is_diffusion(self) -> bool:
@@ -89,9 +94,22 @@ class Rung:
         """The audit's tolerance t, or None when the audit is a word."""
         return self.audit if isinstance(self.audit, float) else None
 
-    def policy(self) -> tuple[Decoding, int, int, float | None, Audit]:
+    @property
+    def known_steps(self) -> bool:
+        """Whether how many steps a block takes, and what is masked between them, depends on no token."""
+        return self.threshold is None and self.entropy_bound is None and self.remask is None
+
+    def policy(self) -> tuple[Decoding, int, int, float | None, Audit, float | None, float | None]:
         """What defines the rung, without what is expected of it."""
-        return (self.decoding, self.block_length, self.refinement_steps, self.threshold, self.audit)
+        return (
+            self.decoding,
+            self.block_length,
+            self.refinement_steps,
+            self.threshold,
+            self.audit,
+            self.entropy_bound,
+            self.remask,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, as in `ladder.json` and between deployments."""
@@ -127,11 +145,24 @@ def self_speculation(block_length: int, threshold: float | None = None) -> Rung:
 
 
 def diffusion(
-    block_length: int, refinement_steps: int | None = None, threshold: float | None = None, audit: Audit = "off"
+    block_length: int,
+    refinement_steps: int | None = None,
+    threshold: float | None = None,
+    audit: Audit = "off",
+    entropy_bound: float | None = None,
+    remask: float | None = None,
 ) -> Rung:
     """Block diffusion. Without a step budget K = block_length, the released schedule (contract 4.1, 4.2)."""
     steps = block_length if refinement_steps is None else min(refinement_steps, block_length)
-    return Rung(Decoding.DIFFUSION, block_length, max(1, steps), threshold, audit)
+    return Rung(
+        Decoding.DIFFUSION,
+        block_length,
+        max(1, steps),
+        threshold,
+        audit,
+        entropy_bound=entropy_bound,
+        remask=remask,
+    )
 
 
 def of_equal_quality(rungs: Sequence[Rung]) -> tuple[tuple[int, ...], ...]:
@@ -252,8 +283,10 @@ class PlanEntry:
     rung: Rung
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry as an answer shows it; the step budget is null outside diffusion (`requests.md` section 6)."""
+        """The entry as an answer shows it; the step budget is null outside diffusion (`requests.md` section 6), and a
+        policy stands there only where there is one."""
         rung = self.rung
+        policies = {"entropy_bound": rung.entropy_bound, "remask": rung.remask}
         return {
             "from_token": self.from_token,
             "decoding": rung.decoding.value,
@@ -261,6 +294,7 @@ class PlanEntry:
             "refinement_steps": rung.refinement_steps if rung.is_diffusion else None,
             "threshold": rung.threshold,
             "audit": rung.audit,
+            **{name: value for name, value in policies.items() if value is not None},
         }
 
 

@@ -68,7 +68,7 @@ class Postprocessor:
 
     def canvases(self, work: list[Work], device: torch.device) -> DeviceCanvases:
         """The canvases of a forward of drafts alone, for several steps in a row; `put_back` is to follow."""
-        return DeviceCanvases([_draft(item, row) for item, row in _with_rows(work)], device)
+        return DeviceCanvases([_draft(item, row) for item, row in _with_rows(work)], device, self.mask_token_id)
 
     def put_back(self, work: list[Work], canvases: DeviceCanvases, steps: int) -> None:
         """Advances every sequence of a forward of drafts alone that was run for so many steps in a row."""
@@ -97,7 +97,7 @@ class Postprocessor:
             choice = choose(outcome, [_row_block(item) for item in work], self.mask_token_id)
             logits = outcome
         if drafts:
-            unmask_canvases([_draft(item, row) for item, row in drafts], choice)
+            unmask_canvases([_draft(item, row) for item, row in drafts], choice, self.mask_token_id)
             for item, _ in drafts:
                 self._drafted(item.sequence, 1)
         if looks:
@@ -290,7 +290,11 @@ def _row_block(item: Work) -> RowBlock:
     sequence, segment = item.sequence, item.segment
     if item.phase is Phase.DRAFT:
         stage = Stage.DENOISE if sequence.rung.is_diffusion else Stage.DRAFT
-        return RowBlock(sequence, segment.start, segment.wanted, stage, sequence.open_canvas.step)
+        canvas = sequence.open_canvas
+        settled: list[int] = []
+        if sequence.rung.remask is not None:
+            settled = [-1 if canvas.masked[offset] else canvas.tokens[offset] for offset in segment.wanted]
+        return RowBlock(sequence, segment.start, segment.wanted, stage, canvas.step, settled)
     # Each row of an audited canvas judges the token after it.
     audited = item.phase is Phase.LOOK and len(segment.wanted) == len(segment.tokens) > 1
     given = [*segment.tokens[1:], -1] if audited else []

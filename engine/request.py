@@ -80,6 +80,12 @@ class GenerationOptions(BaseModel):
     max_refinement_steps: Count | None = Field(None, ge=1, description="Ceiling of what a plan may choose.")
     min_refinement_steps: Count | None = Field(None, ge=1, description="Floor of what a plan may choose.")
     threshold: Number | None = Field(None, ge=0, le=1, description="Commit early above it; null = never early.")
+    entropy_bound: Number | None = Field(
+        None, ge=0, le=1000, description="Diffusion: commit early masks whose entropies, less the largest, sum to it."
+    )
+    remask: Number | None = Field(
+        None, gt=0, le=1, description="Diffusion: mask a token of the block again that became less likely than this."
+    )
     audit: str | float | None = Field(None, description="off, score, exact, or a tolerance in (0, 1).")
     min_expected_quality: Number | None = Field(None, ge=0, le=1, description="A plan may not go below it.")
     plan: list[dict[str, Any]] | None = Field(None, min_length=1, max_length=4096, description="Pins everything.")
@@ -135,12 +141,23 @@ class GenerationOptions(BaseModel):
         """Whether the request named `threshold`, null included."""
         return "threshold" in self.model_fields_set
 
+    @property
+    def commits_named(self) -> bool:
+        """Whether the request says itself when diffusion commits, and what it takes back, other than by a budget."""
+        return self.threshold_given or self.entropy_bound is not None or self.remask is not None
+
     def check(self, block_size: int, vocab_size: int) -> None:
         """Checks what depends on the checkpoint. Raises InvalidRequest."""
         for name in ("block_length", "refinement_steps", "max_refinement_steps", "min_refinement_steps"):
             value = getattr(self, name)
             if value is not None and value > block_size:
                 raise InvalidRequest(name, f"{name} is {value}; allowed: 1 to {block_size} (the model's block size)")
+        for name in ("entropy_bound", "remask"):
+            value = getattr(self, name)
+            if value is not None and self.decoding != "diffusion":
+                raise InvalidRequest(
+                    name, f"{name} is {value:g} with decoding {self.decoding!r}; allowed with: 'diffusion'"
+                )
         if self.block_length is not None and (self.refinement_steps or 1) > self.block_length:
             raise InvalidRequest(
                 "refinement_steps",
@@ -192,8 +209,9 @@ def shown(value: object) -> str:
 def pinned_rung(options: GenerationOptions, block_size: int) -> Rung | None:
     """The single rung of a request that leaves nothing to the plan (`requests.md` section 1), else None.
 
-    `ar` and `self_speculation` are pinned by themselves, `diffusion` with a threshold or a budget, or without an SLO
-    (then threshold 0.9, or the released fixed schedule for `threshold: null`).
+    `ar` and `self_speculation` are pinned by themselves, `diffusion` with a threshold, an entropy bound or a budget, or
+    without an SLO (then threshold 0.9, or the released fixed schedule for `threshold: null`). Remask alone goes with
+    that threshold.
     """
     if options.decoding == "ar":
         return AR_RUNG
@@ -203,10 +221,13 @@ def pinned_rung(options: GenerationOptions, block_size: int) -> Rung | None:
     if options.decoding != "diffusion":
         return None
     audit = "off" if options.audit is None else options.audit
+    policies = options.entropy_bound, options.remask
     if options.refinement_steps is not None:
-        return diffusion(length, options.refinement_steps, options.threshold, audit)
-    if options.threshold_given:
-        return diffusion(length, options.max_refinement_steps, options.threshold, audit)
+        return diffusion(length, options.refinement_steps, options.threshold, audit, *policies)
+    if options.threshold_given or options.entropy_bound is not None:
+        return diffusion(length, options.max_refinement_steps, options.threshold, audit, *policies)
+    if options.remask is not None:
+        return diffusion(length, options.max_refinement_steps, DEFAULT_THRESHOLD, audit, *policies)
     if options.latency_slo_ms is None and options.ttft_slo_ms is None:
         return diffusion(length, options.max_refinement_steps, DEFAULT_THRESHOLD, audit)
     return None
@@ -263,7 +284,11 @@ def scheduled_plan(options: GenerationOptions, block_size: int) -> Plan | None:
             start = entry["from_token"]
             ordered = isinstance(start, int) and (start > schedule[-1][0] if schedule else start == 0)
             fits = 1 <= rung.refinement_steps <= rung.block_length <= block_size
-            in_range = rung.threshold is None or 0 <= rung.threshold <= 1
+            in_range = (
+                (rung.threshold is None or 0 <= rung.threshold <= 1)
+                and (rung.entropy_bound is None or 0 <= rung.entropy_bound <= 1000)
+                and (rung.remask is None or 0 < rung.remask <= 1)
+            )
         except (KeyError, ValueError, TypeError) as error:
             raise InvalidRequest(
                 "plan", f"{where} is not a plan entry ({error}); pass it as an answer gave it"

@@ -22,8 +22,11 @@ def segment(sequence: Sequence, tokens: int) -> Segment:
         return Segment(sequence.tokens[start:end], start, True, False, [tokens - 1] if last else [], sequence.pages)
     canvas = sequence.open_canvas
     if sequence.phase is Phase.DRAFT:
-        masked = [offset for offset, hidden in enumerate(canvas.masked) if hidden]
-        return Segment(canvas.tokens, start, False, sequence.rung.uses_draft_adapter, masked, sequence.pages)
+        wanted = [offset for offset, hidden in enumerate(canvas.masked) if hidden]
+        if sequence.rung.remask is not None:
+            # What is settled is judged anew, but for pending, which was there before the block.
+            wanted = list(range(1, len(canvas.tokens)))
+        return Segment(canvas.tokens, start, False, sequence.rung.uses_draft_adapter, wanted, sequence.pages)
     return look_segment(sequence)
 
 

@@ -16,7 +16,7 @@ from kernels.combine import finish_torch
 from kernels.denoise_head import denoise_head
 from kernels.noise import gumbel_noise
 from kernels.row_statistics import RowRules, Statistics, partials_torch
-from kernels.unmask import unmask, unmask_torch
+from kernels.unmask import NO_BOUND, NO_REMASK, Policies, unmask, unmask_torch
 
 STATISTICS_BOUND = 1e-4
 """Absolute and relative, of confidence, entropy, margin and log-probabilities in float32 over 131,072 logits."""
@@ -38,7 +38,8 @@ def run(section: Section) -> None:
                 section.row(f"head, {rows} rows, {kind}, {way}", partial(exact, section, dtype, rows, sampled))
     for rows in (64, 256):
         section.row(f"head, {rows} random rows, bfloat16", partial(close, section, rows))
-    section.row("unmask", partial(unmasking, section))
+    section.row("unmask", partial(unmasking, section, False))
+    section.row("unmask with policies", partial(unmasking, section, True))
     section.row("audit", partial(audit, section))
 
 
@@ -79,7 +80,7 @@ def close(section: Section, rows: int) -> Row:
     }
 
 
-def unmasking(section: Section) -> Row:
+def unmasking(section: Section, with_policies: bool) -> Row:
     """The rule on this device against its plain form on the CPU, with ties between confidences: equal in all."""
     config = TINY if section.tiny else MODELS["14B"]
     count, width = 64, 32
@@ -89,10 +90,31 @@ def unmasking(section: Section) -> Row:
     confidence = (torch.rand(count, width, generator=draw, device=section.device) * 8).round() / 8
     here = [canvas, masked, candidate, confidence, length, steps, threshold, stops]
     there = [argument.cpu().clone() for argument in here]
-    got, want = unmask(*here), unmask_torch(*there)
+    policies = _policies(section, count, width, config.mask_token_id) if with_policies else None
+    plain = None
+    if policies is not None:
+        tensors = (policies.entropy, policies.bound, policies.standing, policies.remask)
+        plain = Policies(*(tensor.cpu() for tensor in tensors), policies.mask_id)
+    got, want = unmask(*here, policies), unmask_torch(*there, plain)
     pairs = [(here[0], there[0]), (here[1], there[1])]
     pairs += [(getattr(got, field.name), getattr(want, field.name)) for field in fields(want)]
     return {"rows": count, "passed": all(torch.equal(mine.cpu(), plain) for mine, plain in pairs)}
+
+
+def _policies(section: Section, count: int, width: int, mask_id: int) -> Policies:
+    """Mixed ones. Entropies are eighths, whose sums are exact in any order."""
+    draw = section.draw(7)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=draw, device=section.device)
+
+    return Policies(
+        entropy=(uniform(count, width) * 30).round() / 8,
+        bound=torch.where(uniform(count) < 0.3, NO_BOUND, (uniform(count) * 40).round() / 8),
+        standing=uniform(count, width),
+        remask=torch.where(uniform(count) < 0.3, NO_REMASK, uniform(count)),
+        mask_id=mask_id,
+    )
 
 
 def audit(section: Section) -> Row:

@@ -54,7 +54,7 @@ def drafts_end(sequences: Iterable[Sequence], steps: int) -> bool:
 
 def _is_certain(sequence: Sequence) -> bool:
     """Whether what its next steps are depends on no token, and the host has no part in them."""
-    return sequence.phase is Phase.DRAFT and sequence.rung.threshold is None and not _asks_the_host(sequence)
+    return sequence.phase is Phase.DRAFT and sequence.rung.known_steps and not _asks_the_host(sequence)
 
 
 def _asks_the_host(sequence: Sequence) -> bool:
@@ -64,7 +64,8 @@ def _asks_the_host(sequence: Sequence) -> bool:
 
 
 def _steps_for_certain(sequence: Sequence) -> int:
-    """Draft steps that cannot turn out to be fewer, nor need the host: without a threshold, top-k or top-p."""
+    """Draft steps that cannot turn out to be fewer, nor need the host: without a threshold, another policy, top-k or
+    top-p."""
     if not _is_certain(sequence):
         return 1
     # Every step commits ceil(masks / steps left): one at a time where there are fewer masks than steps.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +22,7 @@ class RowBlock:
     Attributes:
         first_position: absolute position of the token that offset 0 chooses; `offsets` count from it.
         stage, step: where the noise comes from (`requests.md` section 3).
-        given: for an audit, the token that each row is to judge besides, -1 for none; empty for none at all.
+        given: for an audit or remask, the token that each row is to judge besides, -1 for none; empty for none at all.
     """
 
     sequence: Sequence
@@ -44,12 +45,17 @@ class Choice:
         tokens: int64. confidence: float32, the probability of each token.
         given_logprob, given_ratio: float32, of the rows' given tokens, log p and log p - log p(best); both None where
             logits are at hand to find them from.
+        entropy: float32, of the rows' softmax; None where nobody asks for it.
+        standing: float32, of a draft's rows the probability of the given token, where that is not to be found from
+            `given_logprob`; None where nobody asks for it.
     """
 
     tokens: Tensor
     confidence: Tensor
     given_logprob: Tensor | None = None
     given_ratio: Tensor | None = None
+    entropy: Tensor | None = None
+    standing: Tensor | None = None
 
     def cpu(self) -> Choice:
         """The same in the host's memory."""
@@ -66,7 +72,42 @@ def choose(logits: Tensor, blocks: list[RowBlock], mask_token_id: int) -> Choice
     if logits.shape[0] == 0:
         return Choice(torch.empty(0, dtype=torch.int64), torch.empty(0))
     tokens, confidence = pick(logits, mask_token_id, random_rows(blocks), banned_tokens(blocks))
-    return Choice(tokens, confidence)
+    return Choice(tokens, confidence, entropy=_entropies(logits, blocks), standing=_standing(logits, blocks))
+
+
+def _entropies(logits: Tensor, blocks: list[RowBlock]) -> Tensor | None:
+    """Of the rows of blocks with an entropy bound, 0 of others; row by row, so that no row's bits depend on others."""
+    entropy: Tensor | None = None
+    for block, rows in _with_rows(blocks):
+        if block.sequence.rung.entropy_bound is None or block.stage is not Stage.DENOISE:
+            continue
+        if entropy is None:
+            entropy = torch.zeros(len(logits))
+        for row in rows:
+            entropy[row] = torch.special.entr(logits[row].softmax(-1)).sum()
+    return entropy
+
+
+def _standing(logits: Tensor, blocks: list[RowBlock]) -> Tensor | None:
+    """The probability of the tokens that drafts have settled, 1 elsewhere."""
+    standing: Tensor | None = None
+    for block, rows in _with_rows(blocks):
+        if not block.given or block.stage is not Stage.DENOISE:
+            continue
+        if standing is None:
+            standing = torch.ones(len(logits))
+        given = torch.tensor(block.given)
+        probabilities = logits[rows.start : rows.stop].softmax(-1).gather(1, given.clamp(min=0)[:, None])[:, 0]
+        standing[rows.start : rows.stop] = torch.where(given >= 0, probabilities, 1.0)
+    return standing
+
+
+def _with_rows(blocks: list[RowBlock]) -> Iterator[tuple[RowBlock, range]]:
+    """Each block with its rows among all of the forward's."""
+    first = 0
+    for block in blocks:
+        yield block, range(first, first + block.rows)
+        first += block.rows
 
 
 def random_rows(blocks: list[RowBlock]) -> RandomRows | None:

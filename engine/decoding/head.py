@@ -81,7 +81,7 @@ def ask(blocks: list[RowBlock], mask_token_id: int) -> Asked:
 def head_choice(model: Transformer, hidden: Tensor, rows: Tensor, asked: Asked) -> Choice:
     """A token for each of `rows` `[r]` of the hidden states `[tokens, hidden]`, and what the audit wants to know."""
     known = model.statistics(hidden, rows, asked.rules)
-    choice = Choice(known.tokens, known.confidence, known.given_logprob, known.given_ratio)
+    choice = Choice(known.tokens, known.confidence, known.given_logprob, known.given_ratio, known.entropy)
     for part in _a_few_at_a_time(asked.filtered):
         among, part.rows = part.rows, torch.arange(len(part.rows), device=rows.device)
         banned = asked.rules.banned[among]

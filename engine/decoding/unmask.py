@@ -12,10 +12,10 @@ from engine.decoding.canvas import steps_left
 from engine.decoding.choice import Choice
 from engine.packing import fetched, moved
 from engine.sequence import Canvas, Sequence
-from kernels.unmask import NEVER, Unmasked, unmask
+from kernels.unmask import NEVER, NO_BOUND, NO_REMASK, Policies, Unmasked, unmask
 
 Draft = tuple[Sequence, Canvas, list[int], int]
-"""A sequence, its canvas, the canvas's masked offsets, and the row of the choice where they start."""
+"""A sequence, its canvas, the canvas's wanted offsets, and the row of the choice where they start."""
 
 
 class DeviceCanvases:
@@ -24,17 +24,18 @@ class DeviceCanvases:
     `commit`, `next_step` and `tokens` do not wait for the device; `put_back` does, once.
     """
 
-    def __init__(self, drafts: Seq[Draft], device: torch.device) -> None:
+    def __init__(self, drafts: Seq[Draft], device: torch.device, mask_token_id: int) -> None:
         self._drafts = drafts
+        self._mask_token_id = mask_token_id
         count = len(drafts)
         width = max(len(canvas.tokens) for _, canvas, _, _ in drafts)
         canvas_ids = np.zeros((count, width), dtype=np.int64)
         masked = np.zeros((count, width), dtype=bool)
-        row_of = np.zeros((count, width), dtype=np.int64)  # of the choice; any where there is no mask
-        for place, (_, canvas, masks, row) in enumerate(drafts):
+        row_of = np.zeros((count, width), dtype=np.int64)  # of the choice; any where none is wanted
+        for place, (_, canvas, wanted, row) in enumerate(drafts):
             canvas_ids[place, : len(canvas.tokens)] = canvas.tokens
             masked[place, : len(canvas.masked)] = canvas.masked
-            row_of[place, masks] = np.arange(row, row + len(masks))
+            row_of[place, wanted] = np.arange(row, row + len(wanted))
         thresholds = [
             NEVER if sequence.rung.threshold is None else sequence.rung.threshold for sequence, _, _, _ in drafts
         ]
@@ -61,6 +62,7 @@ class DeviceCanvases:
             device,
         )
         self._known: Unmasked | None = None
+        self._policies = _policies(drafts, width, device)
 
     def commit(self, choice: Choice) -> None:
         """One step: commits what the rule wants of the tokens chosen for the slots that were masked at first."""
@@ -73,6 +75,25 @@ class DeviceCanvases:
             self._steps_left,
             self._threshold,
             self._stop_ids,
+            self._asked_of(choice),
+        )
+
+    def _asked_of(self, choice: Choice) -> Policies | None:
+        """What the forward has found of each slot, for the policies."""
+        if self._policies is None:
+            return None
+        judged, bound, remask = self._policies
+        none = torch.zeros_like(choice.confidence)
+        entropy = none if choice.entropy is None else choice.entropy
+        standing = choice.standing
+        if standing is None:
+            standing = none if choice.given_logprob is None else choice.given_logprob.exp()
+        return Policies(
+            entropy=entropy[self._rows],
+            bound=bound,
+            standing=torch.where(judged, standing[self._rows], 1.0),
+            remask=remask,
+            mask_id=self._mask_token_id,
         )
 
     def next_step(self) -> Tensor:
@@ -103,7 +124,24 @@ class DeviceCanvases:
             canvas.first_stop = first_stop[place]
 
 
-def unmask_canvases(drafts: Seq[Draft], choice: Choice) -> None:
+def _policies(drafts: Seq[Draft], width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Which slots are judged, bool `[canvases, width]`, and the policies' numbers, float32 `[canvases]`; None where no
+    canvas has a policy."""
+    rungs = [sequence.rung for sequence, _, _, _ in drafts]
+    if all(rung.entropy_bound is None and rung.remask is None for rung in rungs):
+        return None
+    judged = np.zeros((len(drafts), width), dtype=bool)
+    for place, (sequence, canvas, wanted, _) in enumerate(drafts):
+        if sequence.rung.remask is not None:
+            judged[place, wanted] = [not canvas.masked[offset] for offset in wanted]
+    bounds = [NO_BOUND if rung.entropy_bound is None else rung.entropy_bound for rung in rungs]
+    remasks = [NO_REMASK if rung.remask is None else rung.remask for rung in rungs]
+    numbers = [torch.tensor(values, dtype=torch.float32) for values in (bounds, remasks)]
+    there, bound, remask = moved([torch.from_numpy(judged), *numbers], device)
+    return there, bound, remask
+
+
+def unmask_canvases(drafts: Seq[Draft], choice: Choice, mask_token_id: int) -> None:
     """Commits tokens in every canvas, in place."""
     open_drafts = []
     for draft in drafts:
@@ -116,7 +154,7 @@ def unmask_canvases(drafts: Seq[Draft], choice: Choice) -> None:
         else:
             open_drafts.append(draft)
     if open_drafts:
-        canvases = DeviceCanvases(open_drafts, choice.tokens.device)
+        canvases = DeviceCanvases(open_drafts, choice.tokens.device, mask_token_id)
         canvases.commit(choice)
         canvases.put_back()
 

@@ -49,7 +49,8 @@ def test_reach_attention_passes_its_check() -> None:
 
 def test_what_chooses_tokens_passes_its_checks() -> None:
     assert correctness_head.exact(section(), torch.float32, 17, sampled=True)["passed"]
-    assert correctness_head.unmasking(section())["passed"]
+    for with_policies in (False, True):
+        assert correctness_head.unmasking(section(), with_policies)["passed"]
     assert correctness_head.audit(section())["passed"]
 
 

@@ -10,6 +10,7 @@ from deployments.goal import goal_of
 from deployments.menu import frontier
 from deployments.prediction import most_forwards
 from deployments.quality import QualityMap
+from deployments.reason import name_of
 from deployments.tiers import SERVICE_TIERS, TIERS, Tier, find_tier
 from engine.errors import InvalidRequest
 from engine.plan import Rung, diffusion
@@ -47,6 +48,18 @@ def test_a_floor_that_nothing_reaches_is_named() -> None:
     options = GenerationOptions(decoding="diffusion", latency_slo_ms=5000, min_expected_quality=0.94)
     with pytest.raises(InvalidRequest, match=r"min_expected_quality is 0\.94; allowed .* at most 0\.93"):
         MENUS.menu(options, DEFAULT, False, goal_of(options, DEFAULT))
+
+
+def test_policies_of_diffusion_pin_it_also_with_an_slo() -> None:
+    """Menus are kept by what they depend on: the second one is not the first."""
+    for bound, remask, said in ((0.5, None, ", entropy bound 0.5"), (None, 0.1, ", threshold 0.9, remask 0.1")):
+        options = GenerationOptions(decoding="diffusion", latency_slo_ms=5000, entropy_bound=bound, remask=remask)
+        menu = MENUS.menu(options, DEFAULT, False, goal_of(options, DEFAULT))
+        assert menu.pinned
+        (rung,) = menu.rungs
+        assert (rung.entropy_bound, rung.remask) == (bound, remask)
+        assert rung.expected_quality is None, "nothing was measured with them"
+        assert name_of(rung) == f"diffusion over blocks of 32 with 32 steps{said}"
 
 
 def test_a_pin_below_the_floor_is_named() -> None:

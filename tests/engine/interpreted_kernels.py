@@ -28,6 +28,8 @@ REQUESTS += [
     SHORT | {"decoding": "self_speculation", "block_length": 4, "temperature": 0.8, "seed": 8, "top_k": 3},
     SHORT | {"decoding": "diffusion", "block_length": 4, "threshold": 0.5, "temperature": 0, "min_tokens": 6},
     SHORT | {"decoding": "diffusion", "block_length": 4, "audit": 0.5, "refinement_steps": 1, "temperature": 0},
+    SHORT | {"decoding": "diffusion", "block_length": 5, "refinement_steps": 4, "entropy_bound": 5.0, "temperature": 0},
+    SHORT | {"decoding": "diffusion", "block_length": 5, "refinement_steps": 4, "remask": 0.5, "temperature": 0.7},
 ]
 
 
@@ -68,7 +70,7 @@ def test_answers_are_those_of_the_cpu(checkpoint: Path, monkeypatch: pytest.Monk
 def test_two_ranks_with_a_part_of_the_vocabulary_each_give_the_same_answers(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = [REQUESTS[place] for place in (1, 4, 8, -4, -3, -2, -1)]
+    some = [REQUESTS[place] for place in (1, 4, 8, -6, -5, -4, -3, -2, -1)]
     asked = [(PROMPTS[place], fields) for place, fields in enumerate(some)]
     monkeypatch.setenv(VARIABLE, "torch")
     want = answer(load(checkpoint, kv_tokens=2048), asked)
@@ -101,7 +103,7 @@ def test_fixed_tiles_give_the_same_answers_and_the_same_bits_alone(
 
 def test_narrow_products_give_the_same_answers(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompts together are longer than a narrow product has rows, canvases are not."""
-    some = [REQUESTS[place] for place in (1, 4, -1)]
+    some = [REQUESTS[place] for place in (1, 4, -3)]
     asked = [([*PROMPTS[place], *range(60, 90)], fields) for place, fields in enumerate(some)]
     want = answer(load(checkpoint, kv_tokens=2048), asked)
     monkeypatch.setenv(VARIABLE, "triton")

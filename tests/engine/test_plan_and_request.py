@@ -38,6 +38,12 @@ BAD: list[tuple[str, Any, str]] = [
     ("threshold", -0.1, "greater than or equal to 0"),
     ("threshold", float("nan"), "finite"),
     ("threshold", "0.9", "number"),
+    ("entropy_bound", -0.1, "greater than or equal to 0"),
+    ("entropy_bound", float("nan"), "finite"),
+    ("entropy_bound", 1001, "less than or equal to 1000"),
+    ("remask", 0, "greater than 0"),
+    ("remask", 1.5, "less than or equal to 1"),
+    ("remask", "0.2", "number"),
     ("audit", "maybe", "'off', 'score', 'exact', or a number between 0 and 1"),
     ("audit", 0, "between 0 and 1"),
     ("audit", 1.0, "between 0 and 1"),
@@ -208,6 +214,18 @@ PINNED: list[tuple[dict[str, Any], Rung]] = [
         {"decoding": "diffusion", "block_length": 5, "threshold": 0.3, "latency_slo_ms": 100},
         Rung(Decoding.DIFFUSION, 5, 5, 0.3),
     ),
+    (
+        {"decoding": "diffusion", "block_length": 5, "entropy_bound": 0.5, "latency_slo_ms": 100},
+        Rung(Decoding.DIFFUSION, 5, 5, None, entropy_bound=0.5),
+    ),
+    (
+        {"decoding": "diffusion", "remask": 0.1, "max_refinement_steps": 6},
+        Rung(Decoding.DIFFUSION, 32, 6, 0.9, remask=0.1),
+    ),
+    (
+        {"decoding": "diffusion", "refinement_steps": 4, "threshold": 0.8, "entropy_bound": 0, "remask": 0.1},
+        Rung(Decoding.DIFFUSION, 32, 4, 0.8, entropy_bound=0.0, remask=0.1),
+    ),
 ]
 
 
@@ -217,6 +235,16 @@ def test_a_pinned_request_has_one_rung(fields: dict[str, Any], rung: Rung) -> No
     plan = resolve_plan(parsed(**fields), BLOCK, ())
     assert plan.pinned
     assert plan.first == rung
+
+
+@pytest.mark.parametrize("decoding", ["auto", "ar", "self_speculation"])
+@pytest.mark.parametrize("field", ["entropy_bound", "remask"])
+def test_policies_of_diffusion_are_refused_elsewhere(decoding: str, field: str) -> None:
+    said = rf"{field} is 0\.5 with decoding '{decoding}'; allowed with: 'diffusion'"
+    with pytest.raises(InvalidRequest, match=said) as refused:
+        parsed(decoding=decoding, **{field: 0.5}).check(BLOCK, 160)
+    assert refused.value.field == field
+    parsed(decoding=decoding, **{field: None}).check(BLOCK, 160)
 
 
 @pytest.mark.parametrize("fields", [{}, {"decoding": "diffusion", "latency_slo_ms": 100}])
@@ -273,6 +301,7 @@ ENTRY = {
 
 def test_a_plan_entry_becomes_its_rung_again() -> None:
     rungs = [AR, self_speculation(16), self_speculation(9, 0.5), diffusion(8, 4), diffusion(32, None, 0.9, 0.25)]
+    rungs.insert(4, diffusion(8, 4, None, "off", 0.5, 0.1))
     entries = [PlanEntry(10 * place, rung).to_dict() for place, rung in enumerate(rungs)]
     plan = scheduled_plan(parsed(plan=entries), BLOCK)
     assert plan is not None
@@ -303,6 +332,10 @@ def test_a_diffusion_entry_without_steps_has_the_released_schedule() -> None:
         {"refinement_steps": 0},
         {"threshold": 1.5},
         {"threshold": "high"},
+        {"entropy_bound": -1},
+        {"entropy_bound": "low"},
+        {"remask": 0},
+        {"remask": 2.0},
         {"audit": "maybe"},
         {"from_token": 1},
         {"from_token": -1},

@@ -21,8 +21,9 @@ def test_this_process_interprets() -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("seed", range(3))
-def test_equals_the_reference_on_ragged_canvases(width: int, seed: int) -> None:
-    case = random_case(1000 * width + seed, canvases=5, width=width, stops=seed)
+@pytest.mark.parametrize("policies", [False, True])
+def test_equals_the_reference_on_ragged_canvases(width: int, seed: int, policies: bool) -> None:
+    case = random_case(1000 * width + seed, canvases=5, width=width, stops=seed, policies=policies)
     reference, arguments = case.arguments(), case.arguments()
     want, got = unmask_torch(*reference), unmask(*arguments)
     assert torch.equal(reference[0], arguments[0])
@@ -32,9 +33,10 @@ def test_equals_the_reference_on_ragged_canvases(width: int, seed: int) -> None:
     assert torch.equal(want.done, got.done)
 
 
-def test_writes_nothing_outside_its_tensors() -> None:
+@pytest.mark.parametrize("policies", [False, True])
+def test_writes_nothing_outside_its_tensors(policies: bool) -> None:
     """The interpreter does not check bounds, so every tensor that is written lies between guard values."""
-    case = random_case(5, canvases=3, width=24, stops=2)
+    case = random_case(5, canvases=3, width=24, stops=2, policies=policies)
     arguments = case.arguments()
     guarded = []
     for index in (0, 1):

@@ -8,16 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.switch import VARIABLE, use_triton
-from kernels.unmask import NEVER, unmask, unmask_torch
+from kernels.unmask import NEVER, NO_BOUND, Policies, unmask, unmask_torch
 from tests.kernels.unmask_cases import expected, random_case
 
 WIDTHS = st.integers(1, 64)
 
 
 @settings(max_examples=300)
-@given(seed=st.integers(0, 2**32), canvases=st.integers(1, 6), width=WIDTHS, stops=st.integers(0, 3))
-def test_equals_the_rule_written_as_a_loop(seed: int, canvases: int, width: int, stops: int) -> None:
-    case = random_case(seed, canvases, width, stops)
+@given(
+    seed=st.integers(0, 2**32),
+    canvases=st.integers(1, 6),
+    width=WIDTHS,
+    stops=st.integers(0, 3),
+    policies=st.booleans(),
+)
+def test_equals_the_rule_written_as_a_loop(seed: int, canvases: int, width: int, stops: int, policies: bool) -> None:
+    case = random_case(seed, canvases, width, stops, policies)
     arguments = case.arguments()
     result = unmask_torch(*arguments)
     for row in range(canvases):
@@ -59,6 +65,39 @@ def test_a_budget_is_a_guarantee_for_every_k(width: int) -> None:
     # Without early commits the masks are spread over all K steps (there are width - 1 of them).
     assert torch.equal(steps_used, budgets.clamp(max=width - 1))
     assert (canvas[:, 1:] < 50).all()
+
+
+@pytest.mark.parametrize("width", [1, 2, 9, 32, 64])
+def test_a_budget_is_a_guarantee_where_tokens_are_taken_back(width: int) -> None:
+    """Of everything that is settled half is taken back in every step but the last."""
+    budgets = torch.arange(1, width + 1)
+    canvas, masked = torch.full((width, width), 100), torch.ones(width, width, dtype=torch.bool)
+    draw = torch.Generator().manual_seed(width)
+
+    def uniform() -> torch.Tensor:
+        return torch.rand(width, width, generator=draw)
+
+    taken_back = 0
+    for step in range(width):
+        before = masked.clone()
+        policies = Policies(uniform(), torch.full((width,), NO_BOUND), uniform(), torch.full((width,), 0.5), 100)
+        result = unmask(
+            canvas,
+            masked,
+            torch.randint(0, 50, (width, width), generator=draw),
+            uniform(),
+            torch.full((width,), width),
+            (budgets - step).clamp(min=1),
+            torch.full((width,), NEVER),
+            torch.empty(width, 0, dtype=torch.int64),
+            policies,
+        )
+        assert torch.equal(result.masks_left, masked.sum(1))
+        assert (canvas[masked] == 100).all()
+        taken_back += int((masked & ~before).sum())
+        assert not masked[budgets <= step + 1].any()
+    assert taken_back > 0 or width < 3
+    assert not masked.any()
 
 
 def test_mask_ids_in_the_text_are_text() -> None:

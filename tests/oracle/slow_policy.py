@@ -2,7 +2,7 @@
 
 Block length n, at most K draft steps, threshold, audit, limits and stop ids, at temperature 0. It extends the released
 loops to what they do not have: any budget, both settings at once, tolerances, `max_tokens` that is no multiple of a
-block.
+block, an entropy bound, tokens that are masked again.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Policy:
     drafted: bool
     max_tokens: int
     stop_ids: frozenset[int]
+    entropy_bound: float | None = None
+    remask: float | None = None
 
 
 @torch.inference_mode()
@@ -82,14 +84,36 @@ def _draft(
         confidence = logits.softmax(-1).gather(1, torch.tensor(chosen)[:, None])[:, 0].tolist()
         ranked = sorted(left, key=lambda offset: (-confidence[offset], offset))
         confident = sum(policy.threshold is not None and confidence[offset] >= policy.threshold for offset in left)
-        for offset in ranked[: max(math.ceil(len(left) / (policy.steps - step)), confident)]:
+        commit = ranked[: max(math.ceil(len(left) / (policy.steps - step)), confident)]
+        commit += [offset for offset in _sure(logits, left, policy.entropy_bound) if offset not in commit]
+        doubtful = []
+        if policy.remask is not None and step < policy.steps - 1:
+            settled = [offset for offset in range(1, length) if not masked[offset]]
+            standing = logits.softmax(-1)
+            doubtful = [offset for offset in settled if float(standing[offset, canvas[offset]]) < policy.remask]
+        for offset in commit:
             canvas[offset], masked[offset] = chosen[offset], False
+        for offset in doubtful:
+            canvas[offset], masked[offset] = loops.mask_id, True
         answer.steps += 1
         answer.most_steps = max(answer.most_steps, step + 1)
         answer.canvases.append(list(canvas))
         if not policy.drafted and _end_inside(canvas, masked, answer, policy) is not None:
             break
     return canvas, masked
+
+
+def _sure(logits: Tensor, left: list[int], bound: float | None) -> list[int]:
+    """The longest run of masks in ascending entropy whose entropies, but for the largest, sum to the bound at most."""
+    if bound is None:
+        return []
+    entropy = {offset: float(torch.distributions.Categorical(logits=logits[offset]).entropy()) for offset in left}
+    sure: list[int] = []
+    for offset in sorted(left, key=lambda one: (entropy[one], one)):
+        if sum(entropy[one] for one in sure) > bound:
+            break
+        sure.append(offset)
+    return sure
 
 
 def _end_inside(canvas: list[int], masked: list[bool], answer: SlowAnswer, policy: Policy) -> int | None:
