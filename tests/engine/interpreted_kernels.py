@@ -29,7 +29,8 @@ REQUESTS += [
     SHORT | {"decoding": "diffusion", "block_length": 4, "threshold": 0.5, "temperature": 0, "min_tokens": 6},
     SHORT | {"decoding": "diffusion", "block_length": 4, "audit": 0.5, "refinement_steps": 1, "temperature": 0},
     SHORT | {"decoding": "diffusion", "block_length": 5, "refinement_steps": 4, "entropy_bound": 5.0, "temperature": 0},
-    SHORT | {"decoding": "diffusion", "block_length": 5, "refinement_steps": 4, "remask": 0.5, "temperature": 0.7},
+    SHORT
+    | {"decoding": "diffusion", "block_length": 5, "refinement_steps": 4, "remask": 0.5, "temperature": 0.7, "seed": 9},
 ]
 
 
