@@ -29,6 +29,8 @@ BAD_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"block_length": 8, "refinement_steps": 9}, "refinement_steps"),
     ({"block_length": 64}, "block_length"),
     ({"threshold": 1.5}, "threshold"),
+    ({"decoding": "diffusion", "entropy_bound": -1}, "entropy_bound"),
+    ({"remask": 0.5}, "remask"),
     ({"audit": "loud"}, "audit"),
     ({"decoding": "magic"}, "decoding"),
     ({"temperature": 2.5}, "temperature"),

@@ -169,6 +169,24 @@ async def test_one_request_id_for_many_requests_is_fine(url: str) -> None:
     assert {answer.headers["x-request-id"] for answer in answers} == {"same"}
 
 
+def test_policies_of_diffusion_are_followed_reported_and_repeated(client: OpenAI) -> None:
+    policies = {"entropy_bound": 0.5, "remask": 0.2}
+
+    def ask(**fields: Any) -> Any:
+        body = {"ignore_eos": True, **fields}
+        return client.chat.completions.create(
+            model=MODEL, messages=TASKS[1].messages, temperature=0, max_tokens=40, extra_body=body,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    first = ask(decoding="diffusion", block_length=16, refinement_steps=8, **policies)
+    (entry,) = first.stepdial["plan"]
+    assert {name: entry[name] for name in policies} == policies
+    assert "entropy bound 0.5, remask 0.2" in first.stepdial["reason"]
+    again = ask(plan=first.stepdial["plan"])
+    assert again.choices[0].message.content == first.choices[0].message.content
+    assert again.stepdial["denoise_steps"] == first.stepdial["denoise_steps"] <= 3 * 8
+
+
 async def test_32_mixed_requests_at_once_are_what_they_are_alone(url: str) -> None:
     client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
     modes: list[dict[str, Any]] = [

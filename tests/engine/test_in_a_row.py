@@ -60,7 +60,14 @@ def test_all_of_a_forward_go_on_together(golden_engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"threshold": 0.9}, {"temperature": 1.0, "top_k": 5}, {"temperature": 1.0, "top_p": 0.9}]
+    "fields",
+    [
+        {"threshold": 0.9},
+        {"entropy_bound": 0.5},
+        {"remask": 0.1},
+        {"temperature": 1.0, "top_k": 5},
+        {"temperature": 1.0, "top_p": 0.9},
+    ],
 )
 def test_what_may_turn_out_otherwise_is_looked_at(golden_engine: Engine, fields: dict[str, Any]) -> None:
     assert steps_in_a_row([drafting(golden_engine, 8, **fields)]) == 1
