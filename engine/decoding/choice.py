@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -72,30 +73,35 @@ def choose(logits: Tensor, blocks: list[RowBlock], mask_token_id: int) -> Choice
     if logits.shape[0] == 0:
         return Choice(torch.empty(0, dtype=torch.int64), torch.empty(0))
     tokens, confidence = pick(logits, mask_token_id, random_rows(blocks), banned_tokens(blocks))
-    return Choice(tokens, confidence, entropy=_entropies(logits, blocks), standing=_standing(logits, blocks))
+    denoised: list[tuple[RowBlock, range]] = []
+    if any(_has_policies(block) for block in blocks):
+        denoised = [(block, rows) for block, rows in _with_rows(blocks) if block.stage is Stage.DENOISE]
+    return Choice(tokens, confidence, entropy=_entropies(logits, denoised), standing=_standing(logits, denoised))
 
 
-def _entropies(logits: Tensor, blocks: list[RowBlock]) -> Tensor | None:
+def _has_policies(block: RowBlock) -> bool:
+    rung = block.sequence.rung
+    return rung.entropy_bound is not None or rung.remask is not None
+
+
+def _entropies(logits: Tensor, denoised: list[tuple[RowBlock, range]]) -> Tensor | None:
     """Of the rows of blocks with an entropy bound, 0 of others; row by row, so that no row's bits depend on others."""
-    entropy: Tensor | None = None
-    for block, rows in _with_rows(blocks):
-        if block.sequence.rung.entropy_bound is None or block.stage is not Stage.DENOISE:
-            continue
-        if entropy is None:
-            entropy = torch.zeros(len(logits))
-        for row in rows:
-            entropy[row] = torch.special.entr(logits[row].softmax(-1)).sum()
+    bounded = [rows for block, rows in denoised if block.sequence.rung.entropy_bound is not None]
+    if not bounded:
+        return None
+    entropy = torch.zeros(len(logits))
+    for row in chain.from_iterable(bounded):
+        entropy[row] = torch.special.entr(logits[row].softmax(-1)).sum()
     return entropy
 
 
-def _standing(logits: Tensor, blocks: list[RowBlock]) -> Tensor | None:
+def _standing(logits: Tensor, denoised: list[tuple[RowBlock, range]]) -> Tensor | None:
     """The probability of the tokens that drafts have settled, 1 elsewhere."""
-    standing: Tensor | None = None
-    for block, rows in _with_rows(blocks):
-        if not block.given or block.stage is not Stage.DENOISE:
-            continue
-        if standing is None:
-            standing = torch.ones(len(logits))
+    judged = [(block, rows) for block, rows in denoised if block.given]
+    if not judged:
+        return None
+    standing = torch.ones(len(logits))
+    for block, rows in judged:
         given = torch.tensor(block.given)
         probabilities = logits[rows.start : rows.stop].softmax(-1).gather(1, given.clamp(min=0)[:, None])[:, 0]
         standing[rows.start : rows.stop] = torch.where(given >= 0, probabilities, 1.0)
