@@ -46,7 +46,7 @@ class Rung:
             of the difference on the same prompts.
         entropy_bound, remask: of diffusion, policies of a denoise step beside the rule (`kernels/unmask.py`): the sum
             of entropies up to which masks are committed early, less the largest, and the probability below which a
-            token of the block is masked again; None = no such policy.
+            token of the block is masked again, once; None = no such policy.
     """
 
     decoding: Decoding

@@ -84,7 +84,7 @@ class GenerationOptions(BaseModel):
         None, ge=0, le=1000, description="Diffusion: commit early masks whose entropies, less the largest, sum to it."
     )
     remask: Number | None = Field(
-        None, gt=0, le=1, description="Diffusion: mask a token of the block again that became less likely than this."
+        None, gt=0, le=1, description="Diffusion: once mask a token of the block again that is less likely by now."
     )
     audit: str | float | None = Field(None, description="off, score, exact, or a tolerance in (0, 1).")
     min_expected_quality: Number | None = Field(None, ge=0, le=1, description="A plan may not go below it.")

@@ -24,8 +24,9 @@ def segment(sequence: Sequence, tokens: int) -> Segment:
     if sequence.phase is Phase.DRAFT:
         wanted = [offset for offset, hidden in enumerate(canvas.masked) if hidden]
         if sequence.rung.remask is not None:
-            # What is settled is judged anew, but for pending, which was there before the block.
-            wanted = list(range(1, len(canvas.tokens)))
+            # What is settled is judged anew, but not pending, which was there before, nor what was taken back once.
+            once = canvas.taken_back
+            wanted = [offset for offset in range(1, len(canvas.tokens)) if canvas.masked[offset] or offset not in once]
         return Segment(canvas.tokens, start, False, sequence.rung.uses_draft_adapter, wanted, sequence.pages)
     return look_segment(sequence)
 

@@ -78,7 +78,8 @@ class Canvas:
     """The block in work: `tokens[0]` is pending; whether a slot is masked is a flag, never a comparison of ids.
 
     `first_stop` is the offset of the first stop id that no mask precedes, -1 for none. `fitted`: its length was chosen
-    for the end of the answer, so that it says nothing of what is kept of the rung's blocks.
+    for the end of the answer, so that it says nothing of what is kept of the rung's blocks. `taken_back`: offsets whose
+    token was masked again (remask), which happens to each of them once.
     """
 
     tokens: list[int]
@@ -87,6 +88,7 @@ class Canvas:
     step: int = 0
     first_stop: int = -1
     fitted: bool = False
+    taken_back: set[int] = field(default_factory=set)
 
     @property
     def drafting(self) -> bool:

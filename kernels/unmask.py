@@ -38,7 +38,7 @@ class Policies:
         entropy: float32 `[canvases, width]`, of each masked slot's softmax, natural logarithms; NaN counts as infinite.
         bound: float32 `[canvases]`, 0 or more, or `NO_BOUND`.
         standing: float32 `[canvases, width]`, the probability that the forward gives to the token in each slot that is
-            not masked; 1 where the token may not be taken back.
+            not masked; 1 where the token may not be taken back, as one that was before.
         remask: float32 `[canvases]`, 0 to 1: what is less likely is masked again; `NO_REMASK` for nothing.
         mask_id: what a slot holds then.
     """

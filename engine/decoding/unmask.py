@@ -118,6 +118,9 @@ class DeviceCanvases:
         for place, (tokens, hidden) in enumerate(zip(ids.tolist(), flags.tolist(), strict=True)):
             canvas = self._drafts[place][1]
             size = len(canvas.tokens)
+            if self._policies is not None:
+                back = zip(canvas.masked, hidden[:size], strict=True)
+                canvas.taken_back.update(offset for offset, (before, now) in enumerate(back) if now and not before)
             canvas.tokens = tokens[:size]
             canvas.masked = hidden[:size]
             canvas.masks_left = left[place]
@@ -133,7 +136,8 @@ def _policies(drafts: Seq[Draft], width: int, device: torch.device) -> tuple[Ten
     judged = np.zeros((len(drafts), width), dtype=bool)
     for place, (sequence, canvas, wanted, _) in enumerate(drafts):
         if sequence.rung.remask is not None:
-            judged[place, wanted] = [not canvas.masked[offset] for offset in wanted]
+            once = canvas.taken_back
+            judged[place, wanted] = [not canvas.masked[offset] and offset not in once for offset in wanted]
     bounds = [NO_BOUND if rung.entropy_bound is None else rung.entropy_bound for rung in rungs]
     remasks = [NO_REMASK if rung.remask is None else rung.remask for rung in rungs]
     numbers = [torch.tensor(values, dtype=torch.float32) for values in (bounds, remasks)]

@@ -75,6 +75,7 @@ def _draft(
     length = policy.block_length
     canvas = [answer.token_ids[-1]] + [loops.mask_id] * (length - 1)
     masked = [False] + [True] * (length - 1)
+    taken_back: set[int] = set()
     for step in range(policy.steps):
         left = [offset for offset in range(length) if masked[offset]]
         if not left:
@@ -88,13 +89,14 @@ def _draft(
         commit += [offset for offset in _sure(logits, left, policy.entropy_bound) if offset not in commit]
         doubtful = []
         if policy.remask is not None and step < policy.steps - 1:
-            settled = [offset for offset in range(1, length) if not masked[offset]]
+            settled = [offset for offset in range(1, length) if not masked[offset] and offset not in taken_back]
             standing = logits.softmax(-1)
             doubtful = [offset for offset in settled if float(standing[offset, canvas[offset]]) < policy.remask]
         for offset in commit:
             canvas[offset], masked[offset] = chosen[offset], False
         for offset in doubtful:
             canvas[offset], masked[offset] = loops.mask_id, True
+        taken_back |= set(doubtful)
         answer.steps += 1
         answer.most_steps = max(answer.most_steps, step + 1)
         answer.canvases.append(list(canvas))
