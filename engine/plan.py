@@ -77,7 +77,11 @@ class Rung:
     @property
     def most_forwards_per_block(self) -> int:
         """Denoise or draft steps of a block, and the forward that commits or verifies it."""
-        return 1 if self.block_length == 1 else min(self.refinement_steps, self.block_length - 1) + 1
+        if self.block_length == 1:
+            return 1
+        # Every step commits a mask for good, unless it is taken back.
+        steps = self.refinement_steps if self.remask is not None else min(self.refinement_steps, self.block_length - 1)
+        return steps + 1
 
     @property
     def least_tokens_per_forward(self) -> float:
@@ -152,17 +156,14 @@ def diffusion(
     entropy_bound: float | None = None,
     remask: float | None = None,
 ) -> Rung:
-    """Block diffusion. Without a step budget K = block_length, the released schedule (contract 4.1, 4.2)."""
-    steps = block_length if refinement_steps is None else min(refinement_steps, block_length)
-    return Rung(
-        Decoding.DIFFUSION,
-        block_length,
-        max(1, steps),
-        threshold,
-        audit,
-        entropy_bound=entropy_bound,
-        remask=remask,
-    )
+    """Block diffusion. Without a step budget K = block_length, the released schedule (contract 4.1, 4.2).
+
+    Where a block has one step, policies change nothing: then it is the rung without them.
+    """
+    steps = max(1, block_length if refinement_steps is None else min(refinement_steps, block_length))
+    if steps == 1 or block_length <= 2:
+        entropy_bound = remask = None
+    return Rung(Decoding.DIFFUSION, block_length, steps, threshold, audit, entropy_bound=entropy_bound, remask=remask)
 
 
 def of_equal_quality(rungs: Sequence[Rung]) -> tuple[tuple[int, ...], ...]:

@@ -284,11 +284,7 @@ def scheduled_plan(options: GenerationOptions, block_size: int) -> Plan | None:
             start = entry["from_token"]
             ordered = isinstance(start, int) and (start > schedule[-1][0] if schedule else start == 0)
             fits = 1 <= rung.refinement_steps <= rung.block_length <= block_size
-            in_range = (
-                (rung.threshold is None or 0 <= rung.threshold <= 1)
-                and (rung.entropy_bound is None or 0 <= rung.entropy_bound <= 1000)
-                and (rung.remask is None or 0 < rung.remask <= 1)
-            )
+            in_range = rung.threshold is None or 0 <= rung.threshold <= 1
         except (KeyError, ValueError, TypeError) as error:
             raise InvalidRequest(
                 "plan", f"{where} is not a plan entry ({error}); pass it as an answer gave it"
@@ -299,6 +295,7 @@ def scheduled_plan(options: GenerationOptions, block_size: int) -> Plan | None:
                 f"{where} is {entry!r}; from_token must rise from 0, and 1 <= refinement_steps <= block_length <= "
                 f"{block_size}",
             )
+        _check_policies(rung, where)
         if rung.decoding is Decoding.SELF_SPECULATION:
             rung = self_speculation(rung.block_length, rung.threshold)
         elif rung.decoding is Decoding.AR:
@@ -307,6 +304,18 @@ def scheduled_plan(options: GenerationOptions, block_size: int) -> Plan | None:
             rung = AR_RUNG
         schedule.append((start, rung))
     return Plan(ladder=(schedule[0][1],), schedule=tuple(schedule), reason="the request's own plan was followed")
+
+
+def _check_policies(rung: Rung, where: str) -> None:
+    """Raises InvalidRequest for a policy of a plan entry that its field would refuse."""
+    for name, allowed in (("entropy_bound", "0 to 1000"), ("remask", "above 0, to 1")):
+        value: object = getattr(rung, name)
+        if value is None:
+            continue
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = is_number and (0 <= value <= 1000 if name == "entropy_bound" else 0 < value <= 1)  # type: ignore[operator]
+        if not fits or not rung.is_diffusion:
+            raise InvalidRequest("plan", f"{where}.{name} is {shown(value)}; allowed with diffusion: {allowed}")
 
 
 def resolve_plan(options: GenerationOptions, block_size: int, ladder: Sequence[Rung]) -> Plan:

@@ -136,8 +136,7 @@ def _policies(drafts: Seq[Draft], width: int, device: torch.device) -> tuple[Ten
     judged = np.zeros((len(drafts), width), dtype=bool)
     for place, (sequence, canvas, wanted, _) in enumerate(drafts):
         if sequence.rung.remask is not None:
-            once = canvas.taken_back
-            judged[place, wanted] = [not canvas.masked[offset] and offset not in once for offset in wanted]
+            judged[place, wanted] = [not canvas.masked[offset] for offset in wanted]
     bounds = [NO_BOUND if rung.entropy_bound is None else rung.entropy_bound for rung in rungs]
     remasks = [NO_REMASK if rung.remask is None else rung.remask for rung in rungs]
     numbers = [torch.tensor(values, dtype=torch.float32) for values in (bounds, remasks)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -43,6 +44,16 @@ def test_a_cached_prefix_makes_it_shorter(load: ReplicaLoad, prompt: int, cached
     fresh, known = predict(rung, Size(prompt, 20), load), predict(rung, Size(prompt, 20, None, cached), load)
     assert known.p50_s <= fresh.p50_s
     assert known.accelerator_s <= fresh.accelerator_s + 1e-12
+
+
+def test_only_what_depends_on_no_token_is_predicted_exactly() -> None:
+    def fixed(*settings: Any) -> bool:
+        return bool(RungTable((diffusion(32, 8, *settings),)).records["fixed"][0])
+
+    assert fixed(None)
+    assert not fixed(0.9)
+    assert not fixed(None, "off", 0.5)
+    assert not fixed(None, "off", None, 0.1)
 
 
 def test_known_prediction() -> None:

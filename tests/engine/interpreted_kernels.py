@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,27 @@ def test_narrow_products_give_the_same_answers(checkpoint: Path, monkeypatch: py
     assert all(isinstance(product, NarrowLinear) for product in engine.core.executor.model.layers[0].products)
     for fields, one, other in zip(some, want, answer(engine, asked), strict=True):
         assert one.token_ids == other.token_ids, fields
+
+
+def test_remask_takes_back_the_same_slots(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = SHORT | {
+        "decoding": "diffusion",
+        "block_length": 7,
+        "refinement_steps": 6,
+        "remask": 0.5,
+        "temperature": 0,
+    }
+    shown: list[list[tuple[str, list[int | None]]]] = []
+    for kernels in ("torch", "triton"):
+        monkeypatch.setenv(VARIABLE, kernels)
+        engine, seen = load(checkpoint, kv_tokens=2048), []
+        engine.core.postprocessor.observer = lambda _, kind, tokens, seen=seen: seen.append((kind, tokens))
+        answer(engine, [(PROMPTS[5], fields)])
+        shown.append(seen)
+    assert shown[0] == shown[1]
+    drafts = [tokens for kind, tokens in shown[0] if kind == "draft"]
+    assert any(
+        one is not None and other is None
+        for before, after in pairwise(drafts)
+        for one, other in zip(before, after, strict=True)
+    )

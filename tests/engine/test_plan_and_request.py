@@ -226,6 +226,9 @@ PINNED: list[tuple[dict[str, Any], Rung]] = [
         {"decoding": "diffusion", "refinement_steps": 4, "threshold": 0.8, "entropy_bound": 0, "remask": 0.1},
         Rung(Decoding.DIFFUSION, 32, 4, 0.8, entropy_bound=0.0, remask=0.1),
     ),
+    # One step commits everything: no policy changes that.
+    ({"decoding": "diffusion", "refinement_steps": 1, "remask": 0.1}, Rung(Decoding.DIFFUSION, 32, 1)),
+    ({"decoding": "diffusion", "block_length": 2, "entropy_bound": 1}, Rung(Decoding.DIFFUSION, 2, 2)),
 ]
 
 
@@ -336,6 +339,8 @@ def test_a_diffusion_entry_without_steps_has_the_released_schedule() -> None:
         {"entropy_bound": "low"},
         {"remask": 0},
         {"remask": 2.0},
+        {"remask": True},
+        {"decoding": "self_speculation", "remask": 0.5},
         {"audit": "maybe"},
         {"from_token": 1},
         {"from_token": -1},

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.reference_loops import ReferenceLoops
 from engine.engine import Engine
+from engine.plan import diffusion
 from tests.oracle.golden_cases import CASES, EOS, GOLDEN, MASK
 from tests.oracle.mixed_requests import Request, Result, engine, run
 from tests.oracle.slow_policy import Policy, SlowAnswer, slow_answer
@@ -86,6 +87,20 @@ def test_engine_follows_the_policy(
     assert got.report.denoise_steps + got.report.draft_steps == wanted.steps, request.fields
     assert [shown.tokens for shown in got.canvases] == wanted.canvases
     assert (got.report.draft_steps == 0) != policy.drafted or wanted.steps == 0
+
+
+@pytest.mark.parametrize("length", [3, 4, 8, 16])
+def test_no_block_takes_more_forwards_than_its_rung_says(shared_engine: Engine, length: int) -> None:
+    """With remask the bound is reached: a step may commit a mask that another one takes back."""
+    base = {"temperature": 0, "decoding": "diffusion", "block_length": length, "max_tokens": 48, "ignore_eos": True}
+    most = 0
+    for remask in (None, 0.3, 1.0):
+        rung = diffusion(length, length, None, "off", None, remask)
+        (got,) = run(shared_engine, [Request(CASES[0]["prompt"], {**base, "threshold": None, "remask": remask})])
+        starts = [shown.start for shown in got.canvases]
+        most = max(starts.count(start) for start in starts)
+        assert most + 1 <= rung.most_forwards_per_block
+    assert most == length
 
 
 def test_a_budget_is_a_guarantee(cases: list[tuple[Request, Policy]], results: list[Result]) -> None:
