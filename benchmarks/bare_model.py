@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.model.rope import rotation_of
 from engine.model.transformer import Transformer
 from kernels.activation import swiglu_torch
 from kernels.attention import reach_mask
@@ -109,8 +108,7 @@ class BareModel:
         """One forward, and the most likely token of every wanted row."""
         model, config = self.model, self.model.config
         heads, kv_heads, dim, eps = config.num_heads, config.num_kv_heads, config.head_dim, config.rms_norm_eps
-        scaled = forward.last_position >= config.rope.original_max_position_embeddings
-        rotation = rotation_of(config.rope, forward.positions, model.frequencies, model.dtype, scaled)
+        rotation = model.rotations.at(forward.positions, forward.last_position)
         x = F.embedding(forward.token_ids, model.embedding)
         for index, layer in enumerate(model.layers):
             projected = layer.qkv(rms_norm(x, layer.input_norm, eps))

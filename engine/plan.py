@@ -99,9 +99,14 @@ class Rung:
         return self.audit if isinstance(self.audit, float) else None
 
     @property
+    def has_policies(self) -> bool:
+        """Whether a denoise step follows more than the unmask rule."""
+        return self.entropy_bound is not None or self.remask is not None
+
+    @property
     def known_steps(self) -> bool:
         """Whether how many steps a block takes, and what is masked between them, depends on no token."""
-        return self.threshold is None and self.entropy_bound is None and self.remask is None
+        return self.threshold is None and not self.has_policies
 
     def policy(self) -> tuple[Decoding, int, int, float | None, Audit, float | None, float | None]:
         """What defines the rung, without what is expected of it."""

@@ -152,12 +152,7 @@ class GenerationOptions(BaseModel):
             value = getattr(self, name)
             if value is not None and value > block_size:
                 raise InvalidRequest(name, f"{name} is {value}; allowed: 1 to {block_size} (the model's block size)")
-        for name in ("entropy_bound", "remask"):
-            value = getattr(self, name)
-            if value is not None and self.decoding != "diffusion":
-                raise InvalidRequest(
-                    name, f"{name} is {value:g} with decoding {self.decoding!r}; allowed with: 'diffusion'"
-                )
+        self.check_policies()
         if self.block_length is not None and (self.refinement_steps or 1) > self.block_length:
             raise InvalidRequest(
                 "refinement_steps",
@@ -175,6 +170,15 @@ class GenerationOptions(BaseModel):
             raise InvalidRequest(
                 "min_tokens", f"min_tokens is {self.min_tokens}; allowed: 0 to {self.max_tokens} (max_tokens)"
             )
+
+    def check_policies(self) -> None:
+        """Raises InvalidRequest where a policy of diffusion is asked of another mode."""
+        for name in ("entropy_bound", "remask"):
+            value = getattr(self, name)
+            if value is not None and self.decoding != "diffusion":
+                raise InvalidRequest(
+                    name, f"{name} is {value:g} with decoding {self.decoding!r}; allowed with: 'diffusion'"
+                )
 
 
 def parse_options(model: type[GenerationOptions], data: Any) -> GenerationOptions:
@@ -307,15 +311,12 @@ def scheduled_plan(options: GenerationOptions, block_size: int) -> Plan | None:
 
 
 def _check_policies(rung: Rung, where: str) -> None:
-    """Raises InvalidRequest for a policy of a plan entry that its field would refuse."""
-    for name, allowed in (("entropy_bound", "0 to 1000"), ("remask", "above 0, to 1")):
-        value: object = getattr(rung, name)
-        if value is None:
-            continue
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = is_number and (0 <= value <= 1000 if name == "entropy_bound" else 0 < value <= 1)  # type: ignore[operator]
-        if not fits or not rung.is_diffusion:
-            raise InvalidRequest("plan", f"{where}.{name} is {shown(value)}; allowed with diffusion: {allowed}")
+    """Raises InvalidRequest for a policy of a plan entry that a request of its own would be refused for."""
+    try:
+        fields = {"entropy_bound": rung.entropy_bound, "remask": rung.remask}
+        parse_options(GenerationOptions, {"decoding": rung.decoding.value, **fields}).check_policies()
+    except InvalidRequest as error:
+        raise InvalidRequest("plan", f"{where}.{error.message}") from None
 
 
 def resolve_plan(options: GenerationOptions, block_size: int, ladder: Sequence[Rung]) -> Plan:

@@ -233,7 +233,7 @@ def _unmask_kernel(  # type: ignore[no-untyped-def]
     confident = tl.sum((masked & (score >= tl.load(threshold_ptr + row))).to(tl.int32), axis=0)
     quota = tl.maximum(forced, confident)
     chosen = masked & (rank < quota)
-    again = masked & (rank < 0)
+    again = tl.zeros([LANES], tl.int1)
     if entropy_ptr is not None:
         entropy = tl.load(entropy_ptr + place, mask=masked, other=float("inf"))
         entropy = tl.where(entropy == entropy, tl.maximum(entropy, 0.0), float("inf"))

@@ -33,7 +33,7 @@ GROUPS = (
     ("head", r"^_fused_kernel|^_pieces_kernel|^_combine_kernel"),
     ("products", r"product_kernel|gemm|gemv|nvjet|cutlass|cublas|split[kK]|^aten::(mm|matmul|linear)$"),
 )
-"""What kernels are called, by what they do; the first that fits. `other`: embedding, rotary tables, copies."""
+"""What kernels are called, by what they do; the first that fits. `other`: embedding, gathers, copies."""
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 """Of a trace's events, those that the device spends its time on."""
 

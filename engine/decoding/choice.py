@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 import torch
@@ -73,57 +72,51 @@ def choose(logits: Tensor, blocks: list[RowBlock], mask_token_id: int) -> Choice
     if logits.shape[0] == 0:
         return Choice(torch.empty(0, dtype=torch.int64), torch.empty(0))
     tokens, confidence = pick(logits, mask_token_id, random_rows(blocks), banned_tokens(blocks))
-    denoised: list[tuple[RowBlock, range]] = []
-    if any(_has_policies(block) for block in blocks):
-        denoised = [(block, rows) for block, rows in _with_rows(blocks) if block.stage is Stage.DENOISE]
+    denoised: list[tuple[RowBlock, int]] = []
+    if any(block.sequence.rung.has_policies for block in blocks):
+        denoised = [(block, first) for block, first in _with_rows(blocks) if block.stage is Stage.DENOISE]
     return Choice(tokens, confidence, entropy=_entropies(logits, denoised), standing=_standing(logits, denoised))
 
 
-def _has_policies(block: RowBlock) -> bool:
-    rung = block.sequence.rung
-    return rung.entropy_bound is not None or rung.remask is not None
-
-
-def _entropies(logits: Tensor, denoised: list[tuple[RowBlock, range]]) -> Tensor | None:
+def _entropies(logits: Tensor, denoised: list[tuple[RowBlock, int]]) -> Tensor | None:
     """Of the rows of blocks with an entropy bound, 0 of others; row by row, so that no row's bits depend on others."""
-    bounded = [rows for block, rows in denoised if block.sequence.rung.entropy_bound is not None]
+    bounded = [(block, first) for block, first in denoised if block.sequence.rung.entropy_bound is not None]
     if not bounded:
         return None
     entropy = torch.zeros(len(logits))
-    for row in chain.from_iterable(bounded):
-        entropy[row] = torch.special.entr(logits[row].softmax(-1)).sum()
+    for block, first in bounded:
+        for row in range(first, first + block.rows):
+            entropy[row] = torch.special.entr(logits[row].softmax(-1)).sum()
     return entropy
 
 
-def _standing(logits: Tensor, denoised: list[tuple[RowBlock, range]]) -> Tensor | None:
+def _standing(logits: Tensor, denoised: list[tuple[RowBlock, int]]) -> Tensor | None:
     """The probability of the tokens that drafts have settled, 1 elsewhere."""
-    judged = [(block, rows) for block, rows in denoised if block.given]
+    judged = [(block, first) for block, first in denoised if block.given]
     if not judged:
         return None
     standing = torch.ones(len(logits))
-    for block, rows in judged:
+    for block, first in judged:
+        rows = slice(first, first + block.rows)
         given = torch.tensor(block.given)
-        probabilities = logits[rows.start : rows.stop].softmax(-1).gather(1, given.clamp(min=0)[:, None])[:, 0]
-        standing[rows.start : rows.stop] = torch.where(given >= 0, probabilities, 1.0)
+        probabilities = logits[rows].softmax(-1).gather(1, given.clamp(min=0)[:, None])[:, 0]
+        standing[rows] = torch.where(given >= 0, probabilities, 1.0)
     return standing
 
 
-def _with_rows(blocks: list[RowBlock]) -> Iterator[tuple[RowBlock, range]]:
-    """Each block with its rows among all of the forward's."""
+def _with_rows(blocks: list[RowBlock]) -> Iterator[tuple[RowBlock, int]]:
+    """Each block with its first row among all of the forward's."""
     first = 0
     for block in blocks:
-        yield block, range(first, first + block.rows)
+        yield block, first
         first += block.rows
 
 
 def random_rows(blocks: list[RowBlock]) -> RandomRows | None:
     """The parameters of all rows at a temperature above 0; None when every row is greedy."""
-    first_row = 0
-    chosen: list[tuple[RowBlock, int]] = []
-    for block in blocks:
-        if block.offsets and not block.sequence.sampling.greedy:
-            chosen.append((block, first_row))
-        first_row += block.rows
+    chosen = [
+        (block, first) for block, first in _with_rows(blocks) if block.offsets and not block.sequence.sampling.greedy
+    ]
     if not chosen:
         return None
     counts = [block.rows for block, _ in chosen]
@@ -152,8 +145,7 @@ def banned_tokens(blocks: list[RowBlock]) -> tuple[Tensor, Tensor] | None:
     """Rows and ids of stop tokens that `min_tokens` keeps out at the first output offsets."""
     rows: list[int] = []
     ids: list[int] = []
-    first_row = 0
-    for block in blocks:
+    for block, first_row in _with_rows(blocks):
         sequence = block.sequence
         first_free = sequence.prompt_tokens + sequence.limits.min_tokens
         if block.first_position < first_free:
@@ -162,5 +154,4 @@ def banned_tokens(blocks: list[RowBlock]) -> tuple[Tensor, Tensor] | None:
                     stops = sorted(sequence.limits.stop_ids)
                     rows.extend([first_row + place] * len(stops))
                     ids.extend(stops)
-        first_row += block.rows
     return (torch.tensor(rows), torch.tensor(ids)) if rows else None

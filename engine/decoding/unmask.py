@@ -131,7 +131,7 @@ def _policies(drafts: Seq[Draft], width: int, device: torch.device) -> tuple[Ten
     """Which slots are judged, bool `[canvases, width]`, and the policies' numbers, float32 `[canvases]`; None where no
     canvas has a policy."""
     rungs = [sequence.rung for sequence, _, _, _ in drafts]
-    if all(rung.entropy_bound is None and rung.remask is None for rung in rungs):
+    if not any(rung.has_policies for rung in rungs):
         return None
     judged = np.zeros((len(drafts), width), dtype=bool)
     for place, (sequence, canvas, wanted, _) in enumerate(drafts):

@@ -63,30 +63,37 @@ def query_scale(positions: Tensor, rope: RopeConfig, dtype: torch.dtype) -> Tens
     return (1 + rope.llama_4_scaling_beta * torch.log1p(periods.float())).to(dtype)[:, None, None]
 
 
-def rotation_of(rope: RopeConfig, positions: Tensor, frequencies: Tensor, dtype: torch.dtype, scaled: bool) -> Rotation:
-    """What `kernels/rope_and_kv.py` turns tokens at `positions` by; `scaled`: with the query scale, which may be 1."""
-    cos, sin = rotary(positions, frequencies, attention_factor(rope), dtype)
-    return Rotation(cos, sin, query_scale(positions, rope, dtype) if scaled else None)
+class Rotations:
+    """What tokens are turned by (`kernels/rope_and_kv.py`), for the positions of any batch.
 
+    Attributes:
+        frequencies: float32 `[head_dim / 2]`.
+    """
 
-def rotation_table(rope: RopeConfig, positions: int, frequencies: Tensor, dtype: torch.dtype) -> Rotation:
-    """Those of all positions from 0 on, a part at a time: in float32 all would take more memory than the table."""
-    every = torch.arange(positions, device=frequencies.device)
-    parts = [
-        rotation_of(rope, every[first : first + _AT_ONCE], frequencies, dtype, scaled=True)
-        for first in range(0, positions, _AT_ONCE)
-    ]
-    scales = [part.query_scale for part in parts if part.query_scale is not None]
-    return Rotation(
-        torch.cat([part.cos for part in parts]), torch.cat([part.signed_sin for part in parts]), torch.cat(scales)
-    )
+    def __init__(
+        self, rope: RopeConfig, head_dim: int, dtype: torch.dtype, device: torch.device, positions: int | None = None
+    ) -> None:
+        """`positions`: so many from 0 on are kept in a table, and no batch may go beyond them. On a GPU a forward then
+        takes three gathers, where to make its own anew takes twenty small kernels. None = no table."""
+        self.frequencies = yarn_frequencies(rope, head_dim).to(device)
+        self._rope, self._dtype, self._factor = rope, dtype, attention_factor(rope)
+        self._table = None if positions is None else self._made_of_all(positions)
 
+    def at(self, positions: Tensor, last_position: int) -> Rotation:
+        """Of `positions`, int64 `[tokens]`, up to `last_position`. The query scale is left out where it is 1 for all,
+        but not with a table, where no shape may depend on positions."""
+        if self._table is not None:
+            return Rotation(*(part.index_select(0, positions) for part in self._table))
+        scaled = last_position >= self._rope.original_max_position_embeddings
+        cos, sin = rotary(positions, self.frequencies, self._factor, self._dtype)
+        return Rotation(cos, sin, query_scale(positions, self._rope, self._dtype) if scaled else None)
 
-def rotation_at(positions: Tensor, table: Rotation) -> Rotation:
-    """The same from a table that begins at position 0 and has the query scale: three gathers."""
-    scale = table.query_scale
-    return Rotation(
-        table.cos.index_select(0, positions),
-        table.signed_sin.index_select(0, positions),
-        None if scale is None else scale.index_select(0, positions),
-    )
+    def _made_of_all(self, positions: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The table, a part at a time: in float32 all would take more memory than the table."""
+        parts = [
+            (*rotary(some, self.frequencies, self._factor, self._dtype), query_scale(some, self._rope, self._dtype))
+            for first in range(0, positions, _AT_ONCE)
+            for some in [torch.arange(first, min(first + _AT_ONCE, positions), device=self.frequencies.device)]
+        ]
+        cos, sin, scale = (torch.cat(column) for column in zip(*parts, strict=True))
+        return cos, sin, scale

@@ -19,7 +19,7 @@ from engine.model.fp8_linear import Fp8Linear
 from engine.model.linear import Linear, rows_of_all
 from engine.model.narrow_linear import NarrowLinear
 from engine.model.parallel import TensorParallel, rank_config
-from engine.model.rope import rotation_at, rotation_of, rotation_table, yarn_frequencies
+from engine.model.rope import Rotations
 from kernels.activation import swiglu_torch, swiglu_triton
 from kernels.attention import reach_attention
 from kernels.combine import combine, finish
@@ -27,7 +27,7 @@ from kernels.denoise_head import denoise_head, head_partials
 from kernels.fixed_product import fixed_product
 from kernels.norm import add_and_norm_torch, add_and_norm_triton, rms_norm
 from kernels.reach_attention import reach_attention_triton
-from kernels.rope_and_kv import Rotation, rope_and_kv_torch, rope_and_kv_triton
+from kernels.rope_and_kv import rope_and_kv_torch, rope_and_kv_triton
 from kernels.row_statistics import RowRules, Statistics
 from kernels.switch import use_triton
 
@@ -74,7 +74,7 @@ class Transformer:
         parallel: this rank's place in its group.
         first_token: the id of the first row of this rank's part of embedding and head.
         rows: of a batch, for all products (`engine/model/linear.py`).
-        rotations: of all positions that the checkpoint has, where kernels run; no batch may go beyond them.
+        rotations: of the batches' positions; where kernels run, from a table of all that the checkpoint has.
     """
 
     def __init__(
@@ -106,13 +106,8 @@ class Transformer:
         self.layers = [_layer(weights, f"encoder.layers.{index}.", product) for index in range(config.num_layers)]
         products: list[Product] = [self.head, *(product for layer in self.layers for product in layer.products)]
         self.rows = rows_of_all(product.rows for product in products)
-        device = self.embedding.device
-        self.frequencies = yarn_frequencies(config.rope, config.head_dim).to(device)
-        self.rotations: Rotation | None = None
-        if use_triton(self.embedding):
-            # To make a forward's own anew would take twenty small kernels.
-            positions = config.max_position_embeddings
-            self.rotations = rotation_table(config.rope, positions, self.frequencies, self.dtype)
+        kept = config.max_position_embeddings if use_triton(self.embedding) else None
+        self.rotations = Rotations(config.rope, config.head_dim, self.dtype, self.device, kept)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,7 +135,7 @@ class Transformer:
             add_and_norm, rope_and_kv, swiglu = add_and_norm_torch, rope_and_kv_torch, swiglu_torch
         else:
             add_and_norm, rope_and_kv, swiglu = add_and_norm_triton, rope_and_kv_triton, swiglu_triton
-        rotation = self._rotation(batch)
+        rotation = self.rotations.at(batch.positions, batch.last_position)
         x = self._embed(batch.token_ids)
         change: Tensor | None = None
         for index, layer in enumerate(self.layers):
@@ -155,14 +150,6 @@ class Transformer:
             x, normed = add_and_norm(x, change, layer.post_norm, eps)
             change = self.parallel.all_reduce(layer.down(layer.inner(normed, swiglu)))
         return x if change is None else x + change
-
-    def _rotation(self, batch: ForwardBatch) -> Rotation:
-        """Tables of the batch's positions, for all layers."""
-        if self.rotations is not None:
-            return rotation_at(batch.positions, self.rotations)
-        rope = self.config.rope
-        scaled = batch.last_position >= rope.original_max_position_embeddings
-        return rotation_of(rope, batch.positions, self.frequencies, self.dtype, scaled)
 
     def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """Final norm and head over the wanted `rows` `[r]` of `forward`'s result: `[r, vocab]`, on every rank."""
