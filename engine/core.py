@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from engine.decoding.canvas import may_change, open_canvas
 from engine.events import Event
-from engine.in_a_row import Row, row_of, run_row
+from engine.in_a_row import Ran, Row, row_of, run_row
 from engine.kv_cache import PagePool, page_key, root_key
 from engine.outlook import NextBlock, Outlook, View
 from engine.pace import reserve
 from engine.plan import PlanEntry, Rung
-from engine.postprocess import Postprocessor, Work
+from engine.postprocess import Meanwhile, Postprocessor, Work
 from engine.put_off import put_off_lost
 from engine.scheduler import Want, share_slots
 from engine.segments import main_block_length, segment
@@ -51,6 +51,11 @@ run in a row for no longer: a twelfth of the time is the price of a short wait. 
 many blocks take."""
 
 
+def _no() -> bool:
+    """Where nobody comes but by `add`."""
+    return False
+
+
 class EngineCore:
     """All sequences of one engine, and the step that advances them, by one forward or a few in a row.
 
@@ -58,6 +63,8 @@ class EngineCore:
         view: what the loop saw before its last forward; None where it did not look, or nobody is left.
         ends_s: when the forward under way is predicted to end, engine clock. step_s: a recent step's duration.
         timed_time: how much of the time goes to sequences with a deadline.
+        meanwhile: what a device need not wait for; also done in a step without a forward.
+        called: whether somebody has come, or gone, whom the loop has not heard of.
     """
 
     def __init__(
@@ -77,7 +84,9 @@ class EngineCore:
         self.clock = clock
         self.outlook = Outlook(cost_model, config.prefill_chunk)
         self.counters = Counters()
-        self.postprocessor = Postprocessor(mask_token_id, self.counters, self.outlook.meter)
+        self.meanwhile = Meanwhile()
+        self.postprocessor = Postprocessor(mask_token_id, self.counters, self.outlook.meter, self.meanwhile)
+        self.called: Callable[[], bool] = _no
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.view: View | None = None
@@ -127,10 +136,11 @@ class EngineCore:
             forward_s = self.cost_model.cost.seconds(batch.query_tokens, batch.context_tokens, len(work))
             row = self._row(work, self._longest_s(begun) / max(forward_s, 1e-9))
             self.ends_s = begun + forward_s * row.forwards
-            self._advance(work, batch, row)
+            ran = self._advance(work, batch, row, forward_s)
             ended = self.clock()
-            per_slot_s = (ended - started) / (batch.query_tokens * row.forwards)
-            self._account(work, per_slot_s, row.steps)
+            forwards = ran.steps + len(row.looks)
+            per_slot_s = (ended - started) / (batch.query_tokens * forwards)
+            self._account(work, per_slot_s, ran.steps)
             for looks in row.looks:
                 self._account(looks, per_slot_s, 1)
             events += self.postprocessor.settle_all(work, ended)
@@ -140,19 +150,30 @@ class EngineCore:
                     self._leave(item.sequence)
                     self._count_end(item.sequence, ended)
             step_s = self.clock() - begun
-            length = main_block_length(work, batch.query_tokens)
-            self.cost_model.observe(batch.query_tokens, batch.context_tokens, len(work), step_s / row.forwards, length)
             self.counters.busy_s += step_s
-            self.step_s += (step_s - self.step_s) * (NEWEST if self.step_s else 1.0)
-            timed = sum(len(item.segment.tokens) for item in work if item.sequence.timed)
-            self.timed_time.add(begun + step_s, step_s * timed / batch.query_tokens)
+            wait_s = step_s / ran.waits
+            self.step_s += (wait_s - self.step_s) * (NEWEST if self.step_s else 1.0)
             # Until the next one has been laid out, which is when it is known better.
             self.ends_s = begun + step_s + self.step_s
+            timed = sum(len(item.segment.tokens) for item in work if item.sequence.timed)
+            self.timed_time.add(begun + step_s, step_s * timed / batch.query_tokens)
+            size = batch.query_tokens, batch.context_tokens, len(work)
+            length = main_block_length(work, batch.query_tokens)
+            self.meanwhile.learn = partial(self.cost_model.observe, *size, step_s / forwards, length)
+            if self.executor.keeps_logits or self.idle:
+                self.meanwhile.learned()
         else:
-            self.postprocessor.meanwhile()
+            self.meanwhile()
         if self.idle:
             self.view, self.ends_s = None, -inf
         return events
+
+    def _goes_on(self, forward_s: float, forwards: int) -> bool:
+        """Whether a row may go on by so many forwards: nobody came meanwhile, and nothing else is wanted."""
+        if self.called():
+            return False
+        self.ends_s = self.clock() + forward_s * forwards
+        return True
 
     def _row(self, work: list[Work], most: float) -> Row:
         """What is run without the host between its forwards, at most so many of them.
@@ -178,15 +199,16 @@ class EngineCore:
             item.sequence.pages.extend(pages.pop() for _ in range(count))
         return True
 
-    def _advance(self, work: list[Work], batch: ForwardBatch, row: Row) -> None:
+    def _advance(self, work: list[Work], batch: ForwardBatch, row: Row, forward_s: float) -> Ran:
         """Runs the forward, or the row of them, and waits for what comes of it."""
         executor, postprocessor = self.executor, self.postprocessor
-        if row.forwards > 1:
-            run_row(row, work, batch, executor, postprocessor)
-        elif executor.keeps_logits:
+        if row.several:
+            return run_row(row, work, batch, executor, postprocessor, partial(self._goes_on, forward_s))
+        if executor.keeps_logits:
             postprocessor.advance(work, executor.run(batch))
         else:
             postprocessor.advance(work, executor.choose(batch, lambda: postprocessor.ask(work)))
+        return Ran(1, 1)
 
     def _cut_late(self, now: float) -> list[tuple[Sequence, Event]]:
         """Ends sequences whose deadline passed and that asked to be cut there (`on_deadline: cut`)."""

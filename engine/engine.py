@@ -90,7 +90,8 @@ class Engine:
         self.intake = Intake(model_config, config, tokenizer, ladder, capacity)
         self._streams: dict[Sequence, _Stream] = {}
         self._held: list[tuple[Sequence, Event]] = []
-        self.core.postprocessor.meanwhile = self._deliver
+        self.core.meanwhile.deliver = self._deliver
+        self.core.called = self._called
         self._inbox: deque[tuple[str, Sequence]] = deque()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -284,6 +285,10 @@ class Engine:
             self._failure = error
             self._deliver()
             self._end_streams(_stopped_by(error))
+
+    def _called(self) -> bool:
+        """Whether the loop has something else to do than to go on."""
+        return bool(self._inbox) or self._stopping or self._failure is not None
 
     def _read_inbox(self) -> None:
         while self._inbox:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,14 +20,14 @@ from engine.graphs import ForwardGraphs
 from engine.group.flat_asked import encode_asked
 from engine.group.flat_batch import encode_segments
 from engine.group.wire import Kind
-from kernels.reach_work import SplitRule
+from kernels.reach_work import ReachShape, SplitRule, tiles_for
 from kernels.switch import use_triton
 
 if TYPE_CHECKING:
     from engine.batch import ForwardBatch
     from engine.decoding.choice import Choice
     from engine.decoding.head import Asked
-    from engine.decoding.unmask import DeviceCanvases
+    from engine.decoding.unmask import Drafting
     from engine.graphs import Record
     from engine.group.leader import Group
     from engine.model.transformer import Transformer
@@ -71,7 +72,14 @@ class Executor:
             dtype=model.dtype,
             device=model.device,
         )
-        self.graphs = None if record is None else ForwardGraphs(model, self.kv, page_size, self.splits, record)
+        self.graphs = None if record is None else ForwardGraphs(model, self.kv, self.shape, record)
+
+    @cached_property
+    def shape(self) -> ReachShape:
+        """What reach attention's kernel has to know of the model."""
+        config = self.model.config
+        heads, kv_heads = config.num_heads // config.num_kv_heads, config.num_kv_heads
+        return ReachShape(heads, kv_heads, self.page_size, tiles_for(self.model.dtype), self.splits)
 
     def batch(self, segments: list[Segment]) -> ForwardBatch:
         """Lays out the next forward, on the model's device; the next call must be `choose`, or `run` where logits
@@ -83,12 +91,11 @@ class Executor:
             self.group.tell(Kind.STEP, encode_segments(segments))
         if self.graphs is not None and (laid_out := self.graphs.batch(segments)) is not None:
             return laid_out
-        config = self.model.config
-        heads, kv_heads, dtype = config.num_heads, config.num_kv_heads, self.model.dtype
+        config, dtype = self.model.config, self.model.dtype
         if self.on_kernels:
-            batch = build_device_batch(segments, self.page_size, heads, kv_heads, dtype, self.splits)
-        else:
-            batch = build_batch(segments, self.page_size, heads, kv_heads, dtype, self.model.rows)
+            return build_device_batch(segments, self.shape, dtype, self.kv.device)
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        batch = build_batch(segments, self.page_size, heads, kv_heads, dtype, self.model.rows)
         return on_device(batch, self.kv.device)
 
     def run(self, batch: ForwardBatch) -> Tensor:
@@ -112,19 +119,27 @@ class Executor:
                 self.group.tell(Kind.ASK, encode_asked(asked))
             return head_choice(self.model, hidden, batch.logit_rows[: batch.wanted], asked.to(self.kv.device))
 
-    def denoise(self, batch: ForwardBatch, asked: Asked, canvases: DeviceCanvases, steps: int) -> None:
+    def denoise(self, batch: ForwardBatch, begin: Callable[[], Drafting], steps: int) -> Drafting:
         """So many steps of the canvases, which are all of the batch; each sees what the one before has committed.
 
-        The host waits for none of them. Not for several ranks, nor for rows with top-k or top-p, which are fetched.
+        `begin` is called while the device runs the first forward. The host waits for none of them. Not for several
+        ranks, nor for rows with top-k or top-p, which are fetched.
         """
         with torch.inference_mode():
-            asked = asked.to(self.kv.device)
-            rows = batch.logit_rows[: batch.wanted]
-            for step in range(steps):
-                if step:
-                    batch.token_ids[rows] = canvases.next_step()
-                    asked.next_step()
-                canvases.commit(head_choice(self.model, self._forward(batch), rows, asked))
+            hidden = self._forward(batch)
+            drafting = begin()
+            self._commit(batch, drafting, hidden)
+        self.denoise_on(batch, drafting, steps - 1)
+        return drafting
+
+    def denoise_on(self, batch: ForwardBatch, drafting: Drafting, steps: int) -> None:
+        """So many more steps, whether or not the host has seen what the ones before have committed."""
+        rows = batch.logit_rows[: batch.wanted]
+        with torch.inference_mode():
+            for _ in range(steps):
+                batch.token_ids[rows] = drafting.canvases.next_step()
+                drafting.asked.next_step()
+                self._commit(batch, drafting, self._forward(batch))
 
     def look(self, segments: list[Segment], ask: Callable[[], Asked], tokens: Tensor) -> Choice:
         """A forward over tokens that the device has just chosen and the host has not seen: it waits for nothing, and
@@ -139,13 +154,14 @@ class Executor:
         """
         with torch.inference_mode():
             batch = self.batch(segments)
-            asked = ask().to(self.kv.device)
             batch.token_ids[: batch.query_tokens] = tokens
+            hidden = self._forward(batch)
+            asked = ask().to(self.kv.device)
             rows = batch.logit_rows[: batch.wanted]
             given = asked.rules.given
             following = batch.token_ids[(rows + 1).clamp(max=len(batch.token_ids) - 1)]
             asked.rules.given = torch.where(given >= 0, following, given)
-            return head_choice(self.model, self._forward(batch), rows, asked)
+            return head_choice(self.model, hidden, rows, asked)
 
     def close(self) -> None:
         """Ends the other ranks; nothing can be run after it."""
@@ -160,6 +176,10 @@ class Executor:
                 return hidden.new_empty(0, vocabulary, dtype=torch.float32)
             # Tokens are chosen from logits on the CPU (`keeps_logits`).
             return self.model.logits(hidden, batch.logit_rows)[: batch.wanted].float().cpu()
+
+    def _commit(self, batch: ForwardBatch, drafting: Drafting, hidden: Tensor) -> None:
+        rows = batch.logit_rows[: batch.wanted]
+        drafting.canvases.commit(head_choice(self.model, hidden, rows, drafting.asked))
 
     def _forward(self, batch: ForwardBatch) -> Tensor:
         graphs = self.graphs

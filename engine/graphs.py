@@ -12,14 +12,15 @@ from the result outside the graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from engine.batch import Segment
-from engine.device_batch import build_device_batch, tensors_of, with_tensors
-from engine.packing import pack, unpack
+from engine.device_batch import Layout, Staging, lay_out
+from engine.packing import size_of, tensors_in
 from kernels.reach_work import PLACES, WorkSizes
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from engine.batch import ForwardBatch
     from engine.model.transformer import Transformer
-    from kernels.reach_work import SplitRule
+    from kernels.reach_work import ReachShape
 
 Result = TypeVar("Result")
 Call = Callable[[], Tensor]
@@ -41,6 +42,10 @@ MOST_PAGES = 8192
 """Pages of all sequences in a batch: 32 KiB of its copy."""
 SPLIT_ROWS = 2048
 """Rows of partial results where contexts are split: as many splits as there are places for them need about a half."""
+
+
+STAGINGS = 4
+"""Of each bucket: batches whose copies may be under way, as forwards are run in a row."""
 
 
 class Bucket(NamedTuple):
@@ -62,10 +67,25 @@ class Bucket(NamedTuple):
         return WorkSizes(self.tokens + more, merges, MOST_PAGES, partial_rows)
 
 
-class _Graph(NamedTuple):
-    buffer: Tensor  # uint8, the bytes of its batch's tensors
-    tensors: list[Tensor]  # those, in the buffer
-    replay: Call
+class _Graph:
+    """A recorded forward, and where its batches lie.
+
+    Attributes:
+        buffer: uint8, the bytes of its batch's tensors.
+    """
+
+    def __init__(self, first: Layout, model: Transformer, kv: Tensor, record: Record) -> None:
+        """Records the model's forward of a batch."""
+        forms = first.forms(model.dtype)
+        self.buffer = torch.zeros(size_of(forms), dtype=torch.uint8, device=kv.device)
+        self._tensors = tensors_in(self.buffer, forms)
+        self._stagings = cycle([Staging(forms, kv.is_cuda) for _ in range(STAGINGS)])
+        batch = self.land(first)
+        self.replay = record(lambda: model.forward(batch, kv))
+
+    def land(self, layout: Layout) -> ForwardBatch:
+        """Copies a batch of the bucket to where the graph reads it; the host does not wait for that."""
+        return layout.batch(self._tensors, layout.land(next(self._stagings), self.buffer))
 
 
 class ForwardGraphs:
@@ -75,12 +95,12 @@ class ForwardGraphs:
         replays: forwards that were replayed so far.
     """
 
-    def __init__(self, model: Transformer, kv: Tensor, page_size: int, splits: SplitRule, record: Record) -> None:
+    def __init__(self, model: Transformer, kv: Tensor, shape: ReachShape, record: Record) -> None:
         self.model = model
         self.kv = kv
-        self.page_size = page_size
-        self.splits = splits
+        self.shape = shape
         self.replays = 0
+        self._sizes = {tokens: [Bucket(tokens, split, False).sizes for split in (False, True)] for tokens in TOKENS}
         drafts = (False,) if model.adapter is None else (False, True)
         # The largest first, whose memory the others use again.
         self._graphs = {
@@ -98,14 +118,13 @@ class ForwardGraphs:
         tokens = next((tokens for tokens in TOKENS if tokens >= count), None)
         if tokens is None:
             return None
-        batch = self._laid_out(segments, tokens, (False, True))
-        bucket = self._bucket(batch)
-        if batch.work is None or batch.work.sizes != bucket.sizes:
+        sizes = self._sizes[tokens]
+        layout = lay_out(segments, self.shape, tokens, sizes)
+        if layout.cut.sizes not in sizes:
             return None
-        graph = self._graphs[bucket]
+        bucket = Bucket(tokens, layout.cut.sizes.merges > 0, layout.drafted and self.model.adapter is not None)
         with torch.inference_mode():
-            graph.buffer.copy_(pack(tensors_of(batch), pinned=graph.buffer.is_cuda), non_blocking=True)
-        return with_tensors(batch, graph.tensors)
+            return self._graphs[bucket].land(layout)
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """As `Transformer.forward`; of a batch that was laid out here, by its graph.
@@ -126,26 +145,9 @@ class ForwardGraphs:
     def _recorded(self, bucket: Bucket, record: Record) -> _Graph:
         # A token in the null page, which nobody reads.
         nobody = Segment([0], 0, True, bucket.drafted, [], [0])
-        batch = self._laid_out([nobody], bucket.tokens, (bucket.split,))
-        model, kv = self.model, self.kv
+        layout = lay_out([nobody], self.shape, bucket.tokens, [bucket.sizes])
         with torch.inference_mode():
-            buffer = pack(tensors_of(batch)).to(kv.device)
-            tensors = unpack(buffer, tensors_of(batch))
-            in_place = with_tensors(batch, tensors)
-            return _Graph(buffer, tensors, record(lambda: model.forward(in_place, kv)))
-
-    def _laid_out(self, segments: Sequence[Segment], tokens: int, splits: Sequence[bool]) -> ForwardBatch:
-        config = self.model.config
-        return build_device_batch(
-            segments,
-            self.page_size,
-            config.num_heads,
-            config.num_kv_heads,
-            self.model.dtype,
-            self.splits,
-            tokens,
-            [Bucket(tokens, split, False).sizes for split in splits],
-        )
+            return _Graph(layout, self.model, self.kv, record)
 
 
 class CudaRecorder:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from math import prod
 
 import torch
 from torch import Tensor
 
+Form = tuple[tuple[int, ...], torch.dtype]
+"""Shape and type of a tensor."""
 _ALIGNMENT = 16
 """Bytes at which every tensor of a buffer begins: what a 128-bit load needs."""
 
 
 def pack(tensors: Seq[Tensor], pinned: bool = False) -> Tensor:
     """The bytes of CPU tensors one after the other, uint8, each from a multiple of 16 on."""
-    buffer = torch.empty(packed_size(tensors), dtype=torch.uint8, pin_memory=pinned)
+    forms = [(tensor.shape, tensor.dtype) for tensor in tensors]
+    buffer = torch.empty(size_of(forms), dtype=torch.uint8, pin_memory=pinned)
     at = 0
     for tensor in tensors:
         size = tensor.numel() * tensor.element_size()
@@ -24,13 +28,23 @@ def pack(tensors: Seq[Tensor], pinned: bool = False) -> Tensor:
 
 def unpack(buffer: Tensor, like: Seq[Tensor]) -> list[Tensor]:
     """Views into a buffer of `pack`, with the types and shapes of the tensors that were packed."""
+    return tensors_in(buffer, [(tensor.shape, tensor.dtype) for tensor in like])
+
+
+def tensors_in(buffer: Tensor, forms: Seq[Form]) -> list[Tensor]:
+    """Views into a buffer, laid out as by `pack`, of these shapes and types."""
     found: list[Tensor] = []
     at = 0
-    for tensor in like:
-        size = tensor.numel() * tensor.element_size()
-        found.append(buffer[at : at + size].view(tensor.dtype).view(tensor.shape))
+    for shape, dtype in forms:
+        size = _bytes((shape, dtype))
+        found.append(buffer[at : at + size].view(dtype).view(shape))
         at = _aligned(at + size)
     return found
+
+
+def size_of(forms: Seq[Form]) -> int:
+    """Bytes of a buffer for tensors of these shapes and types."""
+    return sum(_aligned(_bytes(form)) for form in forms)
 
 
 def moved(tensors: Seq[Tensor], device: torch.device) -> list[Tensor]:
@@ -44,7 +58,19 @@ def fetched(tensors: Seq[Tensor]) -> list[Tensor]:
     """Tensors of one device in the host's memory, by one copy that the host waits for."""
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return list(tensors)
-    return parted(joined(tensors).cpu(), tensors)
+    there = joined(tensors)
+    here = torch.empty(there.shape, dtype=torch.uint8, pin_memory=True)
+    here.copy_(there, non_blocking=True)
+    # Taken apart before it has arrived: the device would wait for what the host does after that.
+    parts = parted(here, tensors)
+    torch.cuda.current_stream(there.device).synchronize()
+    return parts
+
+
+def fetched_together(*groups: Seq[Tensor]) -> list[list[Tensor]]:
+    """`fetched` of all groups, for which the host waits once."""
+    rest = iter(fetched([tensor for group in groups for tensor in group]))
+    return [[next(rest) for _ in group] for group in groups]
 
 
 def joined(tensors: Seq[Tensor]) -> Tensor:
@@ -68,9 +94,9 @@ def _by_width(tensors: Seq[Tensor]) -> list[int]:
     return sorted(range(len(tensors)), key=lambda place: -tensors[place].element_size())
 
 
-def packed_size(tensors: Seq[Tensor]) -> int:
-    """Bytes of a buffer for them."""
-    return sum(_aligned(tensor.numel() * tensor.element_size()) for tensor in tensors)
+def _bytes(form: Form) -> int:
+    shape, dtype = form
+    return prod(shape) * dtype.itemsize
 
 
 def _aligned(size: int) -> int:

@@ -1,13 +1,14 @@
 """From logits to sequences: choose tokens, unmask canvases, audit finished blocks, settle, send.
 
-The last third of a step. Everything that changes a sequence's tokens is reached from `advance` and `put_back`, which
-wait for the device; `settle_all` sends what has come of it.
+The last third of a step. Everything that changes a sequence's tokens is reached from `advance`, and for forwards in a
+row from `drafted` and `tokens`, which wait for the device once; `settle_all` sends what has come of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -16,21 +17,24 @@ import torch
 from torch import Tensor
 
 from engine.batch import Segment
-from engine.decoding.audit import kept_by_kernel, kept_tokens
+from engine.decoding.audit import Audited, kept_on_device, kept_tokens
 from engine.decoding.border import append_tokens, cut_at_limits, keep_within_thinking, set_pending
-from engine.decoding.canvas import ending_length, text_prefix
+from engine.decoding.canvas import ending_length, open_canvas, text_prefix
 from engine.decoding.choice import Choice, RowBlock, choose
 from engine.decoding.head import Asked, ask
-from engine.decoding.unmask import DeviceCanvases, Draft, unmask_canvases
+from engine.decoding.unmask import DeviceCanvases, Draft, Drafting, unmask_canvases
 from engine.events import Event, Finished
 from engine.noise import Stage
-from engine.plan import Audit, PlanEntry
+from engine.packing import fetched_together
+from engine.plan import PlanEntry
 from engine.sequence import Canvas, Phase, Sequence
 
 if TYPE_CHECKING:
     from engine.decoding.rung_choice import TokensPerForward
     from engine.stats import Counters
 
+Part = tuple["Work", int]
+"""A part of a forward, and the first of its rows among the wanted ones."""
 Observer = Callable[[str, str, list[int | None]], None]
 """Called with (sequence id, "draft" | "look", canvas with None for masks | tokens that were kept)."""
 
@@ -45,37 +49,53 @@ class Work:
 
 
 def _nothing() -> None:
-    """Where nobody has anything to do meanwhile."""
+    """Where nobody wants anything to be done."""
+
+
+@dataclass(slots=True)
+class Meanwhile:
+    """What a device need not wait for: it is done while the device runs a forward.
+
+    Attributes:
+        learn: from the last step, once. deliver: hands over what steps have returned.
+    """
+
+    learn: Callable[[], None] = _nothing
+    deliver: Callable[[], None] = _nothing
+
+    def __call__(self) -> None:
+        """Does all of it."""
+        self.learned()
+        self.deliver()
+
+    def learned(self) -> None:
+        """Learns what is still to be learned."""
+        learn, self.learn = self.learn, _nothing
+        learn()
 
 
 class Postprocessor:
     """Applies a forward's logits to its sequences.
 
     Attributes:
-        meanwhile: called before the host waits for a device; in a step without a forward, too.
+        meanwhile: called before the host waits for a device.
     """
 
-    def __init__(self, mask_token_id: int, counters: Counters, meter: TokensPerForward) -> None:
+    def __init__(self, mask_token_id: int, counters: Counters, meter: TokensPerForward, meanwhile: Meanwhile) -> None:
         self.mask_token_id = mask_token_id
         self.counters = counters
         self.meter = meter
         self.observer: Observer | None = None
-        self.meanwhile: Callable[[], None] = _nothing
+        self.meanwhile = meanwhile
 
     def ask(self, work: list[Work]) -> Asked:
         """What the head is asked about the forward's wanted rows where it keeps no logits."""
         return ask([_row_block(item) for item in work], self.mask_token_id)
 
-    def canvases(self, work: list[Work], device: torch.device) -> DeviceCanvases:
-        """The canvases of a forward of drafts alone, for several steps in a row; `put_back` is to follow."""
-        return DeviceCanvases([_draft(item, row) for item, row in _with_rows(work)], device, self.mask_token_id)
-
-    def put_back(self, work: list[Work], canvases: DeviceCanvases, steps: int) -> None:
-        """Advances every sequence of a forward of drafts alone that was run for so many steps in a row."""
-        self.meanwhile()
-        canvases.put_back()
-        for item in work:
-            self._drafted(item.sequence, steps)
+    def drafting(self, work: list[Work], device: torch.device) -> Drafting:
+        """What several steps in a row of a forward of drafts alone need; `drafted` is to follow."""
+        canvases = DeviceCanvases([_draft(item, row) for item, row in _with_rows(work)], device, self.mask_token_id)
+        return Drafting(canvases, self.ask(work).to(device))
 
     def advance(self, work: list[Work], outcome: Tensor | Choice) -> None:
         """Advances every sequence of the forward.
@@ -84,34 +104,94 @@ class Postprocessor:
             outcome: of all wanted rows, segment after segment: logits, float32 `[wanted, vocab]`, or what the head
                 chose and judged itself.
         """
-        drafts: list[tuple[Work, int]] = []
-        looks: list[tuple[Work, int]] = []
-        for item, row in _with_rows(work):
-            # One that has ended by a token that the host had not seen when this forward was begun.
-            if item.sequence.finish_reason is None:
-                (drafts if item.phase is Phase.DRAFT else looks).append((item, row))
+        rows = _with_rows(work)
+        drafts = [(item, row) for item, row in rows if item.phase is Phase.DRAFT]
+        looks = [(item, row) for item, row in rows if item.phase is not Phase.DRAFT]
         if isinstance(outcome, Choice):
-            choice, logits = outcome, None
-            self.meanwhile()
-        else:
-            choice = choose(outcome, [_row_block(item) for item in work], self.mask_token_id)
-            logits = outcome
+            self._advance_from_device(drafts, looks, outcome)
+            return
+        choice = choose(outcome, [_row_block(item) for item in work], self.mask_token_id)
         if drafts:
             unmask_canvases([_draft(item, row) for item, row in drafts], choice, self.mask_token_id)
             for item, _ in drafts:
                 self._drafted(item.sequence, 1)
         if looks:
-            kept = {} if logits is not None else kept_by_kernel(_audited(looks), choice)
-            choice = choice.cpu()
-            tokens: list[int] = choice.tokens.tolist()
-            # All rows at once: a call costs more than hundreds of them.
-            scores = _log(choice.confidence) if any(item.sequence.score for item, _ in looks) else []
-            for item, row in looks:
-                rows = slice(row, row + len(item.segment.wanted))
-                if item.phase is Phase.PREFILL:
-                    self._prefill(item, tokens[rows], scores[rows])
-                else:
-                    self._look(item, tokens[rows], scores[rows], logits, choice, row, kept.get(row))
+            self._looked(looks, choice, {}, outcome)
+
+    def _advance_from_device(self, drafts: list[Part], looks: list[Part], choice: Choice) -> None:
+        """Advances the sequences of a forward whose tokens the device has chosen, for which the host waits once."""
+        canvases: DeviceCanvases | None = None
+        if drafts:
+            mine = [_draft(item, row) for item, row in drafts]
+            canvases = DeviceCanvases(mine, choice.tokens.device, self.mask_token_id)
+            canvases.commit(choice)
+        audited = _audited(looks)
+        state = [] if canvases is None else canvases.state()
+        kept = [kept_on_device(audited, choice)] if audited else []
+        self.meanwhile()
+        state, chosen, kept = fetched_together(state, choice.of_looks() if looks else [], kept)
+        if canvases is not None:
+            canvases.put_back(state)
+            for item, _ in drafts:
+                self._drafted(item.sequence, 1)
+        if looks:
+            self._looked(looks, Choice(*chosen), _kept_of(audited, kept))
+
+    def drafted(
+        self,
+        work: list[Work],
+        canvases: DeviceCanvases,
+        steps: int,
+        looks: Seq[Work] = (),
+        choice: Choice | None = None,
+    ) -> None:
+        """Advances the sequences of a forward of drafts alone, which was run for so many steps in a row; for which the
+        host waits once.
+
+        Args:
+            looks, choice: at the drafts of all of them, and what came of those; where looks followed.
+        """
+        rows = _with_rows(looks)
+        audited = _audited(rows)
+        kept = [] if choice is None or not audited else [kept_on_device(audited, choice, canvases.ids)]
+        self.meanwhile()
+        state, chosen, kept = fetched_together(canvases.state(), [] if choice is None else choice.of_looks(), kept)
+        canvases.put_back(state)
+        for item in work:
+            self._drafted(item.sequence, steps)
+        if choice is not None:
+            for item in looks:
+                item.segment.tokens = item.sequence.open_canvas.tokens
+            self._looked(rows, Choice(*chosen), _kept_of(audited, kept))
+
+    def tokens(self, looks: list[list[Work]], choices: list[Choice]) -> None:
+        """Advances sequences of AR by forwards in a row, of each its looks and its choice; for which the host waits
+        once."""
+        self.meanwhile()
+        for some, chosen in zip(looks, fetched_together(*(choice.of_looks() for choice in choices)), strict=True):
+            for item in some:
+                if item.sequence.canvas is None and item.sequence.finish_reason is None:
+                    open_canvas(item.sequence, self.mask_token_id)
+            self._looked(_with_rows(some), Choice(*chosen), {})
+
+    def _looked(self, looks: list[Part], choice: Choice, kept: dict[int, int], logits: Tensor | None = None) -> None:
+        """What follows from looks, of which the host knows the choice: new text is read, or canvases are committed.
+
+        Args:
+            kept: by first row, tokens that passed an audit, where a kernel has judged them.
+        """
+        tokens: list[int] = choice.tokens.tolist()
+        # All rows at once: a call costs more than hundreds of them.
+        scores = _log(choice.confidence) if any(item.sequence.score for item, _ in looks) else []
+        for item, row in looks:
+            # Ended by a token that the host had not seen when this forward was begun.
+            if item.sequence.finish_reason is not None:
+                continue
+            rows = slice(row, row + len(item.segment.wanted))
+            if item.phase is Phase.PREFILL:
+                self._prefill(item, tokens[rows], scores[rows])
+            else:
+                self._look(item, tokens[rows], scores[rows], logits, choice, row, kept.get(row))
 
     def settle_all(self, work: list[Work], now: float) -> list[tuple[Sequence, Event]]:
         """What is to be sent of the sequences that have come to a border or to their end. `now`: engine clock."""
@@ -275,7 +355,13 @@ class Postprocessor:
         cut_at_limits(sequence, first_new)
 
 
-def _with_rows(work: list[Work]) -> list[tuple[Work, int]]:
+def _kept_of(audited: list[Audited], kept: list[Tensor]) -> dict[int, int]:
+    """What was kept, by first row."""
+    counts = kept[0].tolist() if kept else []
+    return {row: count for (_, _, row), count in zip(audited, counts, strict=True)}
+
+
+def _with_rows(work: Seq[Work]) -> list[Part]:
     """Each part of a forward with the first of its rows among the wanted ones."""
     ends = accumulate(len(item.segment.wanted) for item in work)
     return [(item, end - len(item.segment.wanted)) for item, end in zip(work, ends, strict=True)]
@@ -301,8 +387,8 @@ def _row_block(item: Work) -> RowBlock:
     return RowBlock(sequence, segment.start + 1, segment.wanted, Stage.CAUSAL, 0, given)
 
 
-def _audited(looks: list[tuple[Work, int]]) -> list[tuple[list[int], Audit, int]]:
-    """Canvas tokens, audit and first row of the looks that judge a draft."""
+def _audited(looks: list[Part]) -> list[Audited]:
+    """The looks that judge a draft."""
     return [
         (item.segment.tokens, item.sequence.rung.audit, row)
         for item, row in looks

@@ -118,11 +118,12 @@ class ReachWork:
 
     Attributes:
         reach: `[tokens]`, keys that each row sees; 0 for padding rows.
-        pages: `[any]`, the sequences' page numbers, sequence after sequence; covers every item's keys.
         items: `[items, ITEM_FIELDS]`, see there: where the sequence's pages start in `pages`; the tile's first row and
             number of rows (0: nothing to do); its keys `[first_key, key_end)`; the least reach in the tile; the first
             of its rows in the partial results, or -1 to write the answer; whether it takes the small tile.
         merges: `[merges, MERGE_FIELDS]`: a row, its first partial row, the distance from split to split, their number.
+        pages: `[any]`, the sequences' page numbers, sequence after sequence; covers every item's keys. What is behind
+            the last one is read by nobody.
         partial_rows: rows of partial results that the launch needs, of all heads each.
         page_size: slots of a page.
         tiles: the tile sizes that the items were cut for.
@@ -130,9 +131,9 @@ class ReachWork:
     """
 
     reach: Tensor
-    pages: Tensor
     items: Tensor
     merges: Tensor
+    pages: Tensor
     partial_rows: int
     page_size: int
     tiles: Tiles
@@ -145,12 +146,12 @@ class ReachWork:
 
     def arrays(self) -> tuple[Tensor, ...]:
         """The tensors, for moving them together."""
-        return self.reach, self.pages, self.items, self.merges
+        return self.reach, self.items, self.merges, self.pages
 
     def with_arrays(self, arrays: tuple[Tensor, ...]) -> ReachWork:
         """The same work with its tensors elsewhere, in the order of `arrays`."""
-        reach, pages, items, merges = arrays
-        return ReachWork(reach, pages, items, merges, self.partial_rows, self.page_size, self.tiles, self.exact)
+        reach, items, merges, pages = arrays
+        return ReachWork(reach, items, merges, pages, self.partial_rows, self.page_size, self.tiles, self.exact)
 
 
 def rounded_up(count: int) -> int:
@@ -161,6 +162,136 @@ def rounded_up(count: int) -> int:
     return power * 3 // 4 if count <= power * 3 // 4 and power > 16 else power
 
 
+@dataclass(frozen=True, slots=True)
+class ReachShape:
+    """What is the same for all batches of a model.
+
+    Attributes:
+        heads_per_kv_head, kv_heads: of this rank; a program for each K/V head of an item. page_size: slots of a page.
+        tiles: for the type of K/V. rule: how contexts are split.
+    """
+
+    heads_per_kv_head: int
+    kv_heads: int
+    page_size: int
+    tiles: Tiles
+    rule: SplitRule
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if a K/V head has more heads than a tile has rows, or splits do not consist of tiles."""
+        if self.tile_tokens == 0:
+            raise ValueError(f"{self.heads_per_kv_head} heads a K/V head do not fit a tile of {self.tiles.rows} rows")
+        keys = self.rule.keys
+        if keys is not None and (keys <= 0 or keys % self.tiles.keys):
+            raise ValueError(f"split of {keys} keys; allowed: multiples of {self.tiles.keys}")
+
+    @property
+    def tile_tokens(self) -> int:
+        """Query rows of a tile."""
+        return self.tiles.rows // self.heads_per_kv_head
+
+    @property
+    def few_tokens(self) -> int:
+        """Query rows that fit the small tile; none where the rule has no such tile."""
+        return FEW_ROWS // self.heads_per_kv_head if self.rule.small_tiles else 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cut:
+    """A batch cut into tiles and splits; its work list's arrays are still to be filled.
+
+    Attributes:
+        tiles, splits: int64, see `reach_work_arithmetic.py`. keys: of a split. items: without those of padding.
+        sizes: of the arrays, for batches of `tokens` rows. held: of `sizes.pages`, those that are known.
+    """
+
+    shape: ReachShape
+    tiles: np.ndarray
+    splits: np.ndarray
+    keys: int
+    items: int
+    tokens: int
+    sizes: WorkSizes
+    held: int
+
+    def array_shapes(self) -> list[tuple[int, ...]]:
+        """Of the arrays, int32, in the order of `ReachWork.arrays`."""
+        sizes = self.sizes
+        return [(self.tokens,), (sizes.items, ITEM_FIELDS), (sizes.merges, MERGE_FIELDS), (sizes.pages,)]
+
+    def fill(self, arrays: Seq[np.ndarray], pages: np.ndarray, page_counts: np.ndarray, ends: np.ndarray) -> None:
+        """Fills the arrays, whatever is in them, but for the pages behind those that are held.
+
+        Args:
+            pages, page_counts: see `reach_work`. ends: int64 `[segments]`, positions of each sequence by now.
+        """
+        from kernels.reach_work_arithmetic import fill_work
+
+        reach, items, merges, table = arrays
+        shape = self.shape
+        if not fill_work(
+            reach,
+            items,
+            merges,
+            table,
+            self.tiles,
+            self.splits,
+            self.keys,
+            shape.tile_tokens,
+            shape.few_tokens,
+            pages,
+            page_counts,
+            ends,
+            shape.page_size,
+        ):
+            # The longest first, so that short ones fill the gaps at the end.
+            real = items[: self.items]
+            real[:] = real[np.argsort(real[:, 3] - real[:, 4], kind="stable")]
+
+    def work(self, arrays: Seq[Tensor]) -> ReachWork:
+        """The work list in arrays that were filled."""
+        reach, items, merges, pages = arrays
+        shape = self.shape
+        rows = self.sizes.partial_rows
+        return ReachWork(reach, items, merges, pages, rows, shape.page_size, shape.tiles, shape.rule.fixed)
+
+
+def cut_work(
+    starts: np.ndarray,
+    rows: np.ndarray,
+    causal: np.ndarray,
+    used: int,
+    tokens: int,
+    shape: ReachShape,
+    buckets: Seq[WorkSizes] = (),
+) -> Cut:
+    """Cuts a batch's segments; see `reach_work`.
+
+    Args:
+        causal: int64 `[segments]`, 0 or 1. used: of the batch's `tokens`, those that are not padding.
+    """
+    # Here and not at import: only where the kernel runs is it needed.
+    from kernels.reach_work_arithmetic import cut
+
+    tiles, splits, keys, items, merges, held, partial_rows = cut(
+        starts,
+        rows,
+        causal,
+        shape.tile_tokens,
+        shape.page_size,
+        shape.rule.keys or 0,
+        shape.heads_per_kv_head,
+        shape.kv_heads,
+        PLACES,
+        LEAST_SPLIT,
+        _START_KEYS,
+    )
+    padding = -(-(tokens - used) // shape.tile_tokens)
+    least = WorkSizes(items + padding, merges, held, partial_rows)
+    sizes = next((bucket for bucket in buckets if bucket.has_room_for(least)), None) or _rounded(least)
+    return Cut(shape, tiles, splits, keys, items, tokens, sizes, held)
+
+
 def reach_work(
     starts: np.ndarray,
     rows: np.ndarray,
@@ -168,11 +299,7 @@ def reach_work(
     pages: np.ndarray,
     page_counts: np.ndarray,
     tokens: int,
-    heads_per_kv_head: int,
-    kv_heads: int,
-    page_size: int,
-    tiles: Tiles,
-    rule: SplitRule,
+    shape: ReachShape,
     buckets: Seq[WorkSizes] = (),
 ) -> ReachWork:
     """Cuts a batch's segments into items, longest first, on the CPU.
@@ -183,49 +310,14 @@ def reach_work(
         causal: bool `[segments]`: the row at position p has reach p + 1; else every row has the segment's end.
         pages: int64, each sequence's page numbers in order, sequence after sequence. page_counts: int64 `[segments]`,
             so many of each, which cover its segment's end.
-        kv_heads: of this rank: so many programs an item.
         tokens: rows of the batch, padding at the end included; padding rows see nothing and their answer is zero.
         buckets: sizes to pad to, the first that the batch fits; else they are rounded up, so that there are few
             different ones.
-
-    Raises ValueError if a K/V head has more heads than a tile has rows, or splits do not consist of whole tiles.
     """
-    # Here and not at import: only where the kernel runs is it needed.
-    from kernels.reach_work_arithmetic import chosen_split, fill_work, needed, splits_of, tiles_of
-
-    tile_tokens = tiles.rows // heads_per_kv_head
-    if tile_tokens == 0:
-        raise ValueError(f"{heads_per_kv_head} heads a K/V head do not fit a tile of {tiles.rows} rows")
-    if rule.keys is not None and (rule.keys <= 0 or rule.keys % tiles.keys):
-        raise ValueError(f"split of {rule.keys} keys; allowed: multiples of {tiles.keys}")
-    held = -(-(starts + rows) // page_size)
-    tile = tiles_of(starts, rows, causal, tile_tokens)
-    keys = rule.keys or chosen_split(tile, heads_per_kv_head, kv_heads, PLACES, LEAST_SPLIT, _START_KEYS)
-    splits = splits_of(tile, keys, rule.keys is not None)
-    count, merged, partial_rows = needed(tile, splits)
-    padding = -(-(tokens - int(rows.sum())) // tile_tokens)
-    least = WorkSizes(count + padding, merged, int(held.sum()), partial_rows)
-    sizes = next((bucket for bucket in buckets if bucket.has_room_for(least)), None) or _rounded(least)
-
-    reach = np.zeros(tokens, dtype=np.int32)
-    items = np.zeros((sizes.items, ITEM_FIELDS), dtype=np.int32)
-    merges = np.zeros((sizes.merges, MERGE_FIELDS), dtype=np.int32)
-    table = np.zeros(sizes.pages, dtype=np.int32)
-    few_tokens = FEW_ROWS // heads_per_kv_head if rule.small_tiles else 0
-    fill_work(reach, items, merges, table, tile, splits, keys, tile_tokens, few_tokens, pages, page_counts, held)
-    # The longest first, so that short ones fill the gaps at the end.
-    real = items[:count]
-    real[:] = real[np.argsort(real[:, 3] - real[:, 4], kind="stable")]
-    return ReachWork(
-        reach=torch.from_numpy(reach),
-        pages=torch.from_numpy(table),
-        items=torch.from_numpy(items),
-        merges=torch.from_numpy(merges),
-        partial_rows=sizes.partial_rows,
-        page_size=page_size,
-        tiles=tiles,
-        exact=rule.fixed,
-    )
+    made = cut_work(starts, rows, causal.astype(np.int64), int(rows.sum()), tokens, shape, buckets)
+    arrays = [np.zeros(of_array, dtype=np.int32) for of_array in made.array_shapes()]
+    made.fill(arrays, pages, page_counts, starts + rows)
+    return made.work([torch.from_numpy(array) for array in arrays])
 
 
 def _rounded(needed: WorkSizes) -> WorkSizes:

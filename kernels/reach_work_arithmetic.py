@@ -12,7 +12,7 @@ Fields = NDArray[np.int32]
 
 
 @compiled
-def tiles_of(starts: Numbers, rows: Numbers, causal: NDArray[np.bool_], tile_tokens: int) -> Numbers:
+def tiles_of(starts: Numbers, rows: Numbers, causal: Numbers, tile_tokens: int) -> Numbers:
     """Row tiles of so many tokens at most, int64 `[tiles, 5]`: its segment, its first row in the batch, its rows, the
     largest and the smallest reach of a row in it."""
     count = 0
@@ -103,13 +103,13 @@ def _fill_reach(reach: Fields, tiles: Numbers) -> int:
 
 
 @compiled
-def _fill_pages(table: Fields, pages: Numbers, page_counts: Numbers, held: Numbers) -> Numbers:
+def _fill_pages(table: Fields, pages: Numbers, page_counts: Numbers, ends: Numbers, page_size: int) -> Numbers:
     """The pages that each sequence needs. Returns where each one's begin."""
-    first_page = np.empty(len(held), np.int64)
+    first_page = np.empty(len(ends), np.int64)
     place = first = 0
-    for sequence in range(len(held)):
+    for sequence in range(len(ends)):
         first_page[sequence] = place
-        for page in range(held[sequence]):
+        for page in range(-(-ends[sequence] // page_size)):
             table[place] = pages[first + page]
             place += 1
         first += page_counts[sequence]
@@ -120,11 +120,11 @@ def _fill_pages(table: Fields, pages: Numbers, page_counts: Numbers, held: Numbe
 def _fill_items(
     items: Fields, tiles: Numbers, splits: Numbers, split_keys: int, first_page: Numbers, few_tokens: int
 ) -> int:
-    """The items, tile after tile. Returns their number."""
+    """The items, tile after tile, of each the last split first: it may be the longest. Returns their number."""
     item = partial_row = 0
     for tile in range(len(tiles)):
         several = splits[tile] > 1
-        for split in range(splits[tile]):
+        for split in range(splits[tile] - 1, -1, -1):
             first_key = split * split_keys
             items[item, 0] = first_page[tiles[tile, 0]]
             items[item, 1] = tiles[tile, 1]
@@ -132,16 +132,25 @@ def _fill_items(
             items[item, 3] = first_key
             items[item, 4] = first_key + split_keys if split + 1 < splits[tile] else tiles[tile, 3]
             items[item, 5] = tiles[tile, 4]
-            items[item, 6] = partial_row if several else -1
+            items[item, 6] = partial_row + split * tiles[tile, 2] if several else -1
             items[item, 7] = tiles[tile, 2] <= few_tokens
-            partial_row += tiles[tile, 2] if several else 0
             item += 1
+        partial_row += splits[tile] * tiles[tile, 2] if several else 0
     return item
 
 
 @compiled
+def _longest_first(items: Fields, count: int) -> bool:
+    """Whether of the first `count` items no one has more keys than the one before."""
+    in_order = True
+    for item in range(1, count):
+        in_order &= items[item, 4] - items[item, 3] <= items[item - 1, 4] - items[item - 1, 3]
+    return in_order
+
+
+@compiled
 def _fill_merges(merges: Fields, tiles: Numbers, splits: Numbers) -> None:
-    """The rows whose partial results are to be merged: those of split tiles."""
+    """The rows whose partial results are to be merged: those of split tiles; zeros after them."""
     merge = partial_row = 0
     for tile in range(len(tiles)):
         if splits[tile] == 1:
@@ -153,6 +162,35 @@ def _fill_merges(merges: Fields, tiles: Numbers, splits: Numbers) -> None:
             merges[merge, 3] = splits[tile]
             merge += 1
         partial_row += splits[tile] * tiles[tile, 2]
+    merges[merge:] = 0
+
+
+@compiled
+def cut(
+    starts: Numbers,
+    rows: Numbers,
+    causal: Numbers,
+    tile_tokens: int,
+    page_size: int,
+    fixed_keys: int,
+    heads_per_kv_head: int,
+    kv_heads: int,
+    places: int,
+    least_split: int,
+    start_keys: int,
+) -> tuple[Numbers, Numbers, int, int, int, int, int]:
+    """Tiles, splits of each and their keys (`fixed_keys`, or chosen where those are 0); then what the arrays need:
+    items and merges without padding, pages, and rows of partial results."""
+    tiles = tiles_of(starts, rows, causal, tile_tokens)
+    keys = fixed_keys
+    if fixed_keys == 0:
+        keys = chosen_split(tiles, heads_per_kv_head, kv_heads, places, least_split, start_keys)
+    splits = splits_of(tiles, keys, fixed_keys > 0)
+    items, merges, partial_rows = needed(tiles, splits)
+    pages = 0
+    for segment in range(len(rows)):
+        pages += -(-(starts[segment] + rows[segment]) // page_size)
+    return tiles, splits, keys, items, merges, pages, partial_rows
 
 
 @compiled
@@ -168,17 +206,25 @@ def fill_work(
     few_tokens: int,
     pages: Numbers,
     page_counts: Numbers,
-    held: Numbers,
-) -> None:
-    """Fills the arrays of `ReachWork`, zero before and at least as long as `needed`; items tile after tile.
+    ends: Numbers,
+    page_size: int,
+) -> bool:
+    """Fills the arrays of `ReachWork`, at least as long as `needed`, whatever is in them; items tile after tile. Behind
+    the pages that are held `table` stays as it is.
 
     Args:
         tile_tokens, few_tokens: rows of a tile, and those that fit the small one.
-        pages, page_counts: the sequences' pages, so many of each. held: so many of these are in `table`.
+        pages, page_counts: the sequences' pages, so many of each. ends: positions of each sequence, which its pages in
+            `table` cover.
+
+    Returns whether the items are in order, the longest first.
     """
     used = _fill_reach(reach, tiles)
-    first_page = _fill_pages(table, pages, page_counts, held)
+    reach[used:] = 0
+    first_page = _fill_pages(table, pages, page_counts, ends, page_size)
     count = _fill_items(items, tiles, splits, split_keys, first_page, few_tokens)
+    in_order = _longest_first(items, count)
+    items[count:] = 0
     # Rows of padding see nothing: their items write zeros.
     for row in range(used, len(reach), tile_tokens):
         items[count, 1] = row
@@ -186,3 +232,4 @@ def fill_work(
         items[count, 6] = -1
         count += 1
     _fill_merges(merges, tiles, splits)
+    return in_order

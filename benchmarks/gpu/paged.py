@@ -13,7 +13,7 @@ from benchmarks.gpu.shapes import BLOCK
 from engine.batch import Segment
 from engine.checkpoint.config import ModelConfig
 from kernels.reach_attention import reach_attention_reference, reach_attention_triton
-from kernels.reach_work import ReachWork, SplitRule, reach_work, tiles_for
+from kernels.reach_work import ReachShape, ReachWork, SplitRule, reach_work, tiles_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +131,7 @@ def _work(parts: list[Part], pages: list[np.ndarray], query: Tensor, kv: Tensor,
         np.concatenate(pages),
         np.array([len(own) for own in pages]),
         tokens,
-        heads // kv_heads,
-        kv_heads,
-        BLOCK,
-        tiles_for(query.dtype),
-        rule,
+        ReachShape(heads // kv_heads, kv_heads, BLOCK, tiles_for(query.dtype), rule),
     )
     return work.with_arrays(tuple(array.to(query.device) for array in work.arrays()))
 

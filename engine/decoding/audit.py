@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from engine.packing import moved
 from engine.plan import Audit
@@ -15,6 +16,9 @@ from kernels.audit import EXACT, KEEP, accept
 
 if TYPE_CHECKING:
     from engine.decoding.choice import Choice
+
+Audited = tuple[Seq[int], Audit, int]
+"""A look's canvas tokens, their audit, and the first of its rows in the choice."""
 
 
 def kept_tokens(canvas: Seq[int], picks: Seq[int], log_ratios: Seq[float] | None, audit: Audit) -> int:
@@ -44,35 +48,33 @@ def kept_tokens(canvas: Seq[int], picks: Seq[int], log_ratios: Seq[float] | None
     return length
 
 
-def kept_by_kernel(looks: Seq[tuple[list[int], Audit, int]], choice: Choice) -> dict[int, int]:
-    """`kept_tokens` of many looks at once, on the device where the choice is.
+def kept_on_device(looks: Seq[Audited], choice: Choice, canvases: Tensor | None = None) -> Tensor:
+    """`kept_tokens` of many looks at once, int64 `[looks]`, on the device where the choice is; the host does not wait.
 
     Args:
-        looks: canvas tokens, audit, and the first of their rows in `choice`, whose ratios judge the token after each.
-
-    Returns the number of tokens kept by first row.
+        looks: at least one. choice: whose ratios judge the token after each row's.
+        canvases: int64 `[looks, width]`, their tokens, where the host has not seen them.
     """
-    if not looks:
-        return {}
     if choice.given_ratio is None:
         raise ValueError("an audit by the kernel needs the ratios of the causal pass")
     lengths = [len(tokens) for tokens, _, _ in looks]
-    canvas = np.zeros((len(looks), max(lengths)), dtype=np.int64)
-    row_of = np.zeros_like(canvas)  # behind a canvas's end: any
+    width = max(lengths) if canvases is None else canvases.shape[1]
+    tokens_of = np.zeros((len(looks), width), dtype=np.int64)
+    row_of = np.zeros_like(tokens_of)  # behind a canvas's end: any
     for place, (tokens, _, row) in enumerate(looks):
-        canvas[place, : len(tokens)] = tokens
+        tokens_of[place, : len(tokens)] = tokens
         row_of[place, : len(tokens)] = np.arange(row, row + len(tokens))
-    canvases, rows, length, floor = moved(
+    known, rows, length, floor = moved(
         [
-            torch.from_numpy(canvas),
+            torch.from_numpy(tokens_of),
             torch.from_numpy(row_of),
             torch.tensor(lengths),
             torch.tensor([_floor(audit) for _, audit, _ in looks], dtype=torch.float32),
         ],
         choice.tokens.device,
     )
-    result = accept(canvases, choice.tokens[rows], choice.given_ratio[rows], length, floor)
-    return {row: kept for (_, _, row), kept in zip(looks, result.kept.tolist(), strict=True)}
+    canvases = known if canvases is None else canvases
+    return accept(canvases, choice.tokens[rows], choice.given_ratio[rows], length, floor).kept
 
 
 def _floor(audit: Audit) -> float:

@@ -41,6 +41,17 @@ def steps_in_a_row(sequences: Iterable[Sequence]) -> int:
     return min(MOST_IN_A_ROW, *(_steps_for_certain(sequence) for sequence in sequences))
 
 
+def steps_without_host(sequences: Iterable[Sequence]) -> int:
+    """For how many forwards all of these, who share the next one, may draft without the host having a part in it; at
+    least 1. By their tokens they may be done before."""
+    return max(1, min(_most_steps(sequence) for sequence in sequences))
+
+
+def draft_on(sequence: Sequence) -> bool:
+    """Whether it drafts on in the canvas that it had in the forward that has just ended."""
+    return sequence.canvas is not None and sequence.canvas.drafting
+
+
 def drafts_end(sequences: Iterable[Sequence], steps: int) -> bool:
     """Whether after so many steps, as `steps_in_a_row` gives them, nothing is left for any of these but the look.
 
@@ -66,11 +77,17 @@ def _asks_the_host(sequence: Sequence) -> bool:
 def _steps_for_certain(sequence: Sequence) -> int:
     """Draft steps that cannot turn out to be fewer, nor need the host: without a threshold, another policy, top-k or
     top-p."""
-    if not _is_certain(sequence):
-        return 1
+    return max(1, _most_steps(sequence)) if _is_certain(sequence) else 1
+
+
+def _most_steps(sequence: Sequence) -> int:
+    """Draft steps that it may still have in its canvas; 0 where the host has to lay out every one of them, as with
+    remask, which judges other slots in each."""
+    if sequence.phase is not Phase.DRAFT or sequence.rung.remask is not None or _asks_the_host(sequence):
+        return 0
     # Every step commits ceil(masks / steps left): one at a time where there are fewer masks than steps.
     canvas = sequence.open_canvas
-    return max(1, min(steps_left(sequence, canvas), canvas.masks_left))
+    return min(steps_left(sequence, canvas), canvas.masks_left)
 
 
 def may_change(sequence: Sequence) -> bool:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from engine.noise import Stage, seed_bits
-from engine.packing import fetched
 from engine.sampling import RandomRows, pick
 from engine.sequence import Sequence
 
@@ -57,10 +56,10 @@ class Choice:
     entropy: Tensor | None = None
     standing: Tensor | None = None
 
-    def cpu(self) -> Choice:
-        """The same in the host's memory."""
+    def of_looks(self) -> list[Tensor]:
+        """What the host wants to know of the rows of looks: the arguments of another choice."""
         given = [values for values in (self.given_logprob, self.given_ratio) if values is not None]
-        return Choice(*fetched([self.tokens, self.confidence, *given]))
+        return [self.tokens, self.confidence, *given]
 
 
 def choose(logits: Tensor, blocks: list[RowBlock], mask_token_id: int) -> Choice:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,9 +12,12 @@ from torch import Tensor
 
 from engine.decoding.canvas import steps_left
 from engine.decoding.choice import Choice
-from engine.packing import fetched, moved
+from engine.packing import moved
 from engine.sequence import Canvas, Sequence
 from kernels.unmask import NEVER, NO_BOUND, NO_REMASK, Policies, Unmasked, unmask
+
+if TYPE_CHECKING:
+    from engine.decoding.head import Asked
 
 Draft = tuple[Sequence, Canvas, list[int], int]
 """A sequence, its canvas, the canvas's wanted offsets, and the row of the choice where they start."""
@@ -21,7 +26,10 @@ Draft = tuple[Sequence, Canvas, list[int], int]
 class DeviceCanvases:
     """The open canvases of a forward on the device that chooses their tokens, through one step or several in a row.
 
-    `commit`, `next_step` and `tokens` do not wait for the device; `put_back` does, once.
+    Nothing here waits for the device: `state` is what the host has to fetch, and `put_back` takes it.
+
+    Attributes:
+        ids: int64 `[canvases, width]`, their tokens by now.
     """
 
     def __init__(self, drafts: Seq[Draft], device: torch.device, mask_token_id: int) -> None:
@@ -40,7 +48,7 @@ class DeviceCanvases:
             NEVER if sequence.rung.threshold is None else sequence.rung.threshold for sequence, _, _, _ in drafts
         ]
         (
-            self._ids,
+            self.ids,
             self._masked,
             self._rows,
             self._places,
@@ -67,7 +75,7 @@ class DeviceCanvases:
     def commit(self, choice: Choice) -> None:
         """One step: commits what the rule wants of the tokens chosen for the slots that were masked at first."""
         self._known = unmask(
-            self._ids,
+            self.ids,
             self._masked,
             choice.tokens[self._rows],
             choice.confidence[self._rows],
@@ -100,20 +108,24 @@ class DeviceCanvases:
         """Goes on to another step of the budget. Returns the tokens by now of the slots that were masked at first,
         canvas after canvas, int64 `[slots]`."""
         self._steps_left -= 1
-        return self._ids.view(-1)[self._places]
+        return self.ids.view(-1)[self._places]
 
     def tokens(self) -> Tensor:
         """The tokens by now of all slots, canvas after canvas, int64 `[slots]`."""
-        width = self._ids.shape[1]
+        width = self.ids.shape[1]
         slots = [np.arange(len(canvas.tokens)) + place * width for place, (_, canvas, _, _) in enumerate(self._drafts)]
-        (inside,) = moved([torch.from_numpy(np.concatenate(slots))], self._ids.device)
-        return self._ids.view(-1)[inside]
+        (inside,) = moved([torch.from_numpy(np.concatenate(slots))], self.ids.device)
+        return self.ids.view(-1)[inside]
 
-    def put_back(self) -> None:
-        """Writes what became of the canvases into the sequences' own. Raises RuntimeError before the first step."""
+    def state(self) -> list[Tensor]:
+        """What has become of the canvases. Raises RuntimeError before the first step."""
         if self._known is None:
             raise RuntimeError("no step was committed")
-        ids, flags, *known = fetched([self._ids, self._masked, self._known.masks_left, self._known.first_stop])
+        return [self.ids, self._masked, self._known.masks_left, self._known.first_stop]
+
+    def put_back(self, state: Seq[Tensor]) -> None:
+        """Writes `state`, which was fetched, into the sequences' own canvases."""
+        ids, flags, *known = state
         left, first_stop = (values.tolist() for values in known)
         for place, (tokens, hidden) in enumerate(zip(ids.tolist(), flags.tolist(), strict=True)):
             canvas = self._drafts[place][1]
@@ -125,6 +137,14 @@ class DeviceCanvases:
             canvas.masked = hidden[:size]
             canvas.masks_left = left[place]
             canvas.first_stop = first_stop[place]
+
+
+@dataclass(slots=True)
+class Drafting:
+    """Canvases through several steps in a row, and what the head is asked about their slots, both on the device."""
+
+    canvases: DeviceCanvases
+    asked: Asked
 
 
 def _policies(drafts: Seq[Draft], width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -145,21 +165,19 @@ def _policies(drafts: Seq[Draft], width: int, device: torch.device) -> tuple[Ten
 
 
 def unmask_canvases(drafts: Seq[Draft], choice: Choice, mask_token_id: int) -> None:
-    """Commits tokens in every canvas, in place."""
+    """Commits tokens in every canvas, in place, where the host has chosen them."""
     open_drafts = []
     for draft in drafts:
         sequence, canvas, _, _ = draft
         # The one step of most drafts needs no ranking: all masks go, and AR judges the result.
-        # On a GPU every canvas fetched by itself would be one more wait.
-        alone = steps_left(sequence, canvas) == 1 and not sequence.rung.is_diffusion
-        if alone and not choice.tokens.is_cuda:
+        if steps_left(sequence, canvas) == 1 and not sequence.rung.is_diffusion:
             _fill(draft, choice)
         else:
             open_drafts.append(draft)
     if open_drafts:
         canvases = DeviceCanvases(open_drafts, choice.tokens.device, mask_token_id)
         canvases.commit(choice)
-        canvases.put_back()
+        canvases.put_back(canvases.state())
 
 
 def _fill(draft: Draft, choice: Choice) -> None:

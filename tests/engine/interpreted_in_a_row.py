@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine import core, in_a_row
+from engine import core, in_a_row, packing
 from engine.batch import ForwardBatch, Segment
 from engine.decoding import canvas
 from engine.decoding.choice import Choice
@@ -25,6 +25,14 @@ FIXED: list[dict[str, Any]] = [
 ]
 AUDITED = BLOCK | {"refinement_steps": 2, "audit": "exact"}
 THRESHOLD = BLOCK | {"refinement_steps": 3, "threshold": 0.9}
+UNCERTAIN: list[list[dict[str, Any]]] = [
+    [THRESHOLD],
+    [BLOCK | {"block_length": 8, "threshold": 0.9, "max_tokens": 14, "ignore_eos": False, "min_tokens": 6}],
+    [THRESHOLD | {"temperature": 0.9, "seed": 3, "refinement_steps": 4}, THRESHOLD],
+    [BLOCK | {"block_length": 8, "max_tokens": 12, "threshold": None, "entropy_bound": 0.5}],
+    [BLOCK | {"block_length": 8, "max_tokens": 9, "threshold": None}],
+    [THRESHOLD | {"audit": 0.5, "max_tokens": 7}],
+]
 SPECULATION = {"decoding": "self_speculation", "max_tokens": 6, "temperature": 0, "ignore_eos": True}
 SPECULATIONS: list[dict[str, Any]] = [
     SPECULATION | {"block_length": 4},
@@ -71,6 +79,7 @@ def one_at_a_time(
     with monkeypatch.context() as patch:
         patch.setattr(canvas, "MOST_IN_A_ROW", 1)
         patch.setattr(in_a_row, "drafts_end", lambda *_: False)
+        patch.setattr(in_a_row, "steps_without_host", lambda *_: 1)
         return answers(engine, requests, monkeypatch)
 
 
@@ -90,10 +99,80 @@ def test_audits_see_the_same_blocks(engine: Engine, monkeypatch: pytest.MonkeyPa
     assert seldom < looked == want.report.forwards
 
 
-def test_what_the_host_has_to_see_is_looked_at_after_every_step(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+def fetches(
+    engine: Engine, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Answer], int, int]:
+    """The answers, how many batches were laid out for them, and how often the host waited for the device."""
+    count = 0
+    fetch = packing.fetched
+
+    def counted(tensors: Any) -> Any:
+        nonlocal count
+        count += 1
+        return fetch(tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "fetched", counted)
+        got, laid_out = answers(engine, requests, patch)
+    return got, laid_out, count
+
+
+@pytest.mark.parametrize("which", range(len(UNCERTAIN)))
+def test_what_the_host_has_to_see_is_the_same_batch_until_a_canvas_is_done(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, which: int
 ) -> None:
+    requests = UNCERTAIN[which]
+    want, often = one_at_a_time(engine, requests, monkeypatch)
+    got, seldom, waits = fetches(engine, requests, monkeypatch)
+    for one, other in zip(got, want, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.finish_reason == other.finish_reason
+        assert one.report.forwards == other.report.forwards
+        assert one.report.denoise_steps == other.report.denoise_steps
+        assert one.report.blocks == other.report.blocks
+    if got[0].report.plan[0].rung.known_steps:
+        assert waits < got[0].report.forwards / 2
+    else:
+        assert waits >= max(one.report.forwards for one in got) - 1, "it is looked at after every step"
+    assert seldom < often
+    assert engine.core.pool.in_use() == 0
+
+
+def test_a_stop_inside_a_canvas_ends_its_row(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = THRESHOLD | {"block_length": 8, "max_tokens": 9, "refinement_steps": 8}
+    (whole,), _ = answers(engine, [request], monkeypatch)
+    for place in (2, 5):
+        stopped = request | {"stop_token_ids": [whole.token_ids[place]]}
+        (want,), _ = one_at_a_time(engine, [stopped], monkeypatch)
+        (got,), _ = answers(engine, [stopped], monkeypatch)
+        assert got.token_ids == want.token_ids
+        assert got.finish_reason == want.finish_reason == "stop"
+        assert got.report.forwards == want.report.forwards < whole.report.forwards
+    assert engine.core.pool.in_use() == 0
+
+
+def test_a_row_ends_where_a_canvas_does(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that commits a token in every step, and beside it one that is done by its second."""
+    slow, fast = BLOCK | {"threshold": 1.0}, BLOCK | {"refinement_steps": 2, "threshold": 1.0}
+    assert slow["block_length"] == 4
+    want, _ = one_at_a_time(engine, [slow, fast], monkeypatch)
+    got, laid_out = answers(engine, [slow, fast], monkeypatch)
+    assert [one.token_ids for one in got] == [one.token_ids for one in want]
+    assert [one.report.denoise_steps for one in got] == [3, 2]
+    # The prompts, two steps of both, the last one of one beside the other's look, and the look at that.
+    assert laid_out == 4
+
+
+def test_a_row_ends_where_somebody_comes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.core, "called", lambda: True)
     (one,), count = answers(engine, [THRESHOLD], monkeypatch)
+    assert one.report.denoise_steps > 1
+    assert count == one.report.forwards
+
+
+def test_remask_is_laid_out_step_by_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    (one,), count = answers(engine, [THRESHOLD | {"remask": 0.1}], monkeypatch)
+    assert one.report.denoise_steps > 1
     assert count == one.report.forwards
 
 

@@ -9,14 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.batch import ForwardBatch, Segment, build_batch
-from engine.device_batch import build_device_batch, tensors_of, with_tensors
-from engine.packing import pack, unpack
-from kernels.reach_work import SplitRule, WorkSizes
+from engine.batch import Segment, build_batch
+from engine.device_batch import Staging, build_device_batch, lay_out, tensors_of, with_tensors
+from engine.packing import pack, tensors_in, unpack
+from kernels.reach_work import ReachShape, SplitRule, WorkSizes, tiles_for
 from tests.engine.test_batch import PAGE, segments
 from tests.kernels.isolated import interpreted
 
 RULE = SplitRule(keys=64)
+
+
+def shape(heads_per_kv_head: int, kv_heads: int) -> ReachShape:
+    return ReachShape(heads_per_kv_head, kv_heads, PAGE, tiles_for(torch.bfloat16), RULE)
 
 
 def test_the_model_on_its_kernels_equals_the_model_on_pytorch() -> None:
@@ -26,7 +30,7 @@ def test_the_model_on_its_kernels_equals_the_model_on_pytorch() -> None:
 @given(segments(), st.sampled_from([1, 2, 4]))
 @settings(max_examples=40)
 def test_every_segment_is_laid_out_as_it_was_asked_for(asked: list[Segment], heads_per_kv_head: int) -> None:
-    batch = build_device_batch(asked, PAGE, 2 * heads_per_kv_head, 2, torch.bfloat16, RULE)
+    batch = build_device_batch(asked, shape(heads_per_kv_head, 2), torch.bfloat16, torch.device("cpu"))
     assert batch.work is not None
     row = 0
     wanted: list[int] = []
@@ -55,15 +59,36 @@ def test_every_segment_is_laid_out_as_it_was_asked_for(asked: list[Segment], hea
         assert getattr(batch, count) == getattr(on_cpu, count)
 
 
-@given(segments(), st.booleans())
+@given(segments(), st.sampled_from([torch.float32, torch.bfloat16]))
 @settings(max_examples=20)
-def test_one_buffer_holds_the_whole_batch(asked: list[Segment], for_kernels: bool) -> None:
-    """With a work list, and with the attention groups of the PyTorch form, masks in bfloat16 included."""
-    batch = (
-        build_device_batch(asked, PAGE, 4, 2, torch.bfloat16, RULE)
-        if for_kernels
-        else build_batch(asked, PAGE, 4, 2, torch.bfloat16)
-    )
+def test_what_lands_on_a_device_is_the_batch_whatever_was_there(asked: list[Segment], dtype: torch.dtype) -> None:
+    layout = lay_out(asked, shape(2, 2))
+    forms = layout.forms(dtype)
+    clean, used = Staging(forms, pinned=False), Staging(forms, pinned=False)
+    clean.buffer.zero_()
+    used.buffer.fill_(0x55)
+    before = layout.batch(clean.tensors, layout.write(clean))
+    buffer = torch.full_like(used.buffer, 0x55)
+    landed = layout.batch(tensors_in(buffer, forms), layout.land(used, buffer))
+    assert before.work is not None
+    assert landed.work is not None
+    held = sum(-(-one.end // PAGE) for one in asked)
+    assert torch.equal(landed.work.pages[:held], before.work.pages[:held])
+    assert before.draft_mask is not None
+    assert landed.draft_mask is not None
+    assert before.draft_mask.dtype is landed.draft_mask.dtype is dtype
+    pairs = [(before.draft_mask, landed.draft_mask)]
+    pairs += [(getattr(before, name), getattr(landed, name)) for name in ("token_ids", "positions", "slots")]
+    pairs += zip(before.work.arrays()[:3], landed.work.arrays()[:3], strict=True)
+    for tensor, other in pairs:
+        assert torch.equal(tensor, other)
+        assert other.storage_offset() * other.element_size() % 16 == 0
+
+
+@given(segments())
+@settings(max_examples=20)
+def test_one_buffer_holds_a_batch_of_attention_groups(asked: list[Segment]) -> None:
+    batch = build_batch(asked, PAGE, 4, 2, torch.bfloat16)
     before = [tensor.clone() for tensor in tensors_of(batch)]
     buffer = pack(before)
     again = with_tensors(batch, unpack(buffer, before))
@@ -82,15 +107,9 @@ def test_batches_of_a_bucket_have_the_same_shapes() -> None:
     small = [Segment([1], 100, True, False, [0], [3] * 13)]
     large = [Segment([1] * 9, 100, False, True, [0], list(range(1, 15))), Segment([2] * 7, 0, True, False, [], [20])]
 
-    def laid_out(asked: list[Segment], tokens: int, sizes: list[WorkSizes]) -> ForwardBatch:
-        return build_device_batch(asked, PAGE, 4, 1, torch.bfloat16, RULE, tokens, sizes)
-
-    batches = [laid_out(asked, 24, buckets) for asked in (small, large)]
-    shapes = [[tensor.shape for tensor in tensors_of(batch)] for batch in batches]
-    assert shapes[0] == shapes[1]
-    assert all(batch.work is not None and batch.work.sizes == buckets[1] for batch in batches)
+    layouts = [lay_out(asked, shape(4, 1), 24, buckets) for asked in (small, large)]
+    assert layouts[0].forms(torch.bfloat16) == layouts[1].forms(torch.bfloat16)
+    assert all(layout.cut.sizes == buckets[1] for layout in layouts)
     with pytest.raises(ValueError, match="batch has 16 tokens; its bucket has 8"):
-        laid_out(large, 8, buckets)
-    without = laid_out(large, 24, buckets[:1])
-    assert without.work is not None
-    assert without.work.sizes not in buckets
+        lay_out(large, shape(4, 1), 8, buckets)
+    assert lay_out(large, shape(4, 1), 24, buckets[:1]).cut.sizes not in buckets

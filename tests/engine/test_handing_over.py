@@ -62,7 +62,7 @@ def noted(engine: Engine, log: list[str], monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(engine.core, "step", stepped)
     monkeypatch.setattr(engine, "_deliver", delivered)
     monkeypatch.setattr(engine._wake, "wait", slept)
-    engine.core.postprocessor.meanwhile = delivered
+    engine.core.meanwhile.deliver = delivered
 
 
 async def streamed(engine: Engine, prompt: list[int]) -> list[int]:

@@ -14,6 +14,7 @@ from engine.decoding.canvas import (
     drafts_end,
     open_canvas,
     steps_in_a_row,
+    steps_without_host,
     tokens_in_a_row,
 )
 from engine.engine import Engine
@@ -36,7 +37,7 @@ def drafting(engine: Engine, steps: int, **fields: Any) -> Sequence:
 
 
 def test_answers_are_those_of_one_forward_at_a_time() -> None:
-    interpreted(Path(__file__).with_name("interpreted_in_a_row.py"), least=10)
+    interpreted(Path(__file__).with_name("interpreted_in_a_row.py"), least=19)
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(1, 1), (2, 2), (3, 3), (8, MOST_IN_A_ROW)])
@@ -70,7 +71,18 @@ def test_all_of_a_forward_go_on_together(golden_engine: Engine) -> None:
     ],
 )
 def test_what_may_turn_out_otherwise_is_looked_at(golden_engine: Engine, fields: dict[str, Any]) -> None:
-    assert steps_in_a_row([drafting(golden_engine, 8, **fields)]) == 1
+    one = drafting(golden_engine, 8, **fields)
+    assert steps_in_a_row([one]) == 1
+    assert steps_without_host([one]) == (7 if fields.keys() & {"threshold", "entropy_bound"} else 1)
+
+
+def test_together_no_more_steps_than_anybody_may_need(golden_engine: Engine) -> None:
+    long, short = (drafting(golden_engine, steps, threshold=0.9) for steps in (8, 3))
+    assert steps_without_host([long, short]) == 3
+    assert steps_without_host([drafting(golden_engine, 8), short]) == 3
+    assert steps_without_host([long, speaking(golden_engine)]) == 1
+    short.cut = True
+    assert steps_without_host([long, short]) == 1
 
 
 def test_a_sequence_that_is_cut_at_its_deadline_is_looked_at(golden_engine: Engine) -> None:

@@ -185,7 +185,7 @@ def test_a_bucket_changes_no_bit() -> None:
     batch = case(17, [CHUNK, CANVAS, SINGLE], torch.float32)
     plain = reach_attention_triton(batch.query, batch.kv, batch.work(SMALL, RULE), 4, SCALE)
     padded = batch.work(SMALL, RULE, [WorkSizes(items=40, merges=64, pages=24, partial_rows=400)])
-    assert [len(array) for array in padded.arrays()] == [batch.tokens, 24, 40, 64]
+    assert [len(array) for array in padded.arrays()] == [batch.tokens, 40, 64, 24]
     assert torch.equal(reach_attention_triton(batch.query, batch.kv, padded, 4, SCALE), plain)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.reach_work import ReachWork, SplitRule, Tiles, WorkSizes, reach_work
+from kernels.reach_work import ReachShape, ReachWork, SplitRule, Tiles, WorkSizes, reach_work
 
 GUARD = 64
 """Guard values on either side of a tensor: the interpreter does not check bounds."""
@@ -58,11 +58,7 @@ class Case:
             np.concatenate(self.pages),
             np.array([len(own) for own in self.pages]),
             self.tokens,
-            self.heads // self.kv.shape[2],
-            self.kv.shape[2],
-            self.page_size,
-            tiles,
-            rule,
+            ReachShape(self.heads // self.kv.shape[2], self.kv.shape[2], self.page_size, tiles, rule),
             buckets,
         )
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.reach_work import FIXED, PLACES, ReachWork, SplitRule, reach_work, rounded_up, tiles_for
+from kernels.reach_work import FIXED, PLACES, ReachShape, ReachWork, SplitRule, reach_work, rounded_up, tiles_for
 
 TILES = tiles_for(torch.bfloat16)
 
@@ -18,7 +18,8 @@ def work(*parts: tuple[int, int, bool], heads: int = 4, rule: SplitRule | None =
     starts, rows, causal = (np.array(column) for column in zip(*parts, strict=True))
     counts = -(-(starts + rows) // 32)
     pages = np.arange(counts.sum())
-    return reach_work(starts, rows, causal, pages, counts, int(rows.sum()), heads, 8, 32, TILES, rule or SplitRule())
+    shape = ReachShape(heads, 8, 32, TILES, rule or SplitRule())
+    return reach_work(starts, rows, causal, pages, counts, int(rows.sum()), shape)
 
 
 def spans(made: ReachWork) -> list[tuple[int, int, int, int]]:
@@ -42,7 +43,7 @@ def test_every_row_sees_its_keys_once(
     pages = np.random.default_rng(len(parts)).permutation(counts.sum())
     own = np.split(pages, np.cumsum(counts)[:-1])
     used = int(rows.sum())
-    made = reach_work(starts, rows, causal, pages, counts, used + padding, heads, 8, 32, TILES, rule)
+    made = reach_work(starts, rows, causal, pages, counts, used + padding, ReachShape(heads, 8, 32, TILES, rule))
     reach = [
         at + 1 if row_causal else start + count
         for start, count, row_causal in parts
