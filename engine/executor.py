@@ -129,17 +129,13 @@ class Executor:
             hidden = self._forward(batch)
             drafting = begin()
             self._commit(batch, drafting, hidden)
-        self.denoise_on(batch, drafting, steps - 1)
+            self._denoise_on(batch, drafting, steps - 1)
         return drafting
 
     def denoise_on(self, batch: ForwardBatch, drafting: Drafting, steps: int) -> None:
         """So many more steps, whether or not the host has seen what the ones before have committed."""
-        rows = batch.logit_rows[: batch.wanted]
         with torch.inference_mode():
-            for _ in range(steps):
-                batch.token_ids[rows] = drafting.canvases.next_step()
-                drafting.asked.next_step()
-                self._commit(batch, drafting, self._forward(batch))
+            self._denoise_on(batch, drafting, steps)
 
     def look(self, segments: list[Segment], ask: Callable[[], Asked], tokens: Tensor) -> Choice:
         """A forward over tokens that the device has just chosen and the host has not seen: it waits for nothing, and
@@ -176,6 +172,13 @@ class Executor:
                 return hidden.new_empty(0, vocabulary, dtype=torch.float32)
             # Tokens are chosen from logits on the CPU (`keeps_logits`).
             return self.model.logits(hidden, batch.logit_rows)[: batch.wanted].float().cpu()
+
+    def _denoise_on(self, batch: ForwardBatch, drafting: Drafting, steps: int) -> None:
+        rows = batch.logit_rows[: batch.wanted]
+        for _ in range(steps):
+            batch.token_ids[rows] = drafting.canvases.next_step()
+            drafting.asked.next_step()
+            self._commit(batch, drafting, self._forward(batch))
 
     def _commit(self, batch: ForwardBatch, drafting: Drafting, hidden: Tensor) -> None:
         rows = batch.logit_rows[: batch.wanted]

@@ -74,6 +74,9 @@ def load_part(spec: RankSpec, rank: int) -> Transformer:
     model = ModelConfig.from_dir(path)
     dtype: torch.dtype = getattr(torch, spec.dtype)
     shard, device = Shard(rank, spec.size), device_of(spec.device, rank)
+    if device.type == "cuda":
+        # Kernels are launched on the device that is current, wherever their tensors lie.
+        torch.cuda.set_device(device)
     with open_weights(path, model, dtype, device, shard) as weights:
         adapter = load_draft_adapter(path, model, dtype, device, shard)
         return Transformer(model, weights, adapter, TensorParallel(shard), product_of(spec, device))

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.forward import PRODUCTS, executor_of, step_of
@@ -51,14 +50,15 @@ def run(section: Section) -> None:
         with overlapped(name.endswith("overlapped")):
             try:
                 model(section, name, cells)
-            except RuntimeError as error:
+            except Exception as error:
                 section.fail(name, error)
-        if section.device.type == "cuda":
-            torch.cuda.empty_cache()
+        section.release()
 
 
 def model(section: Section, name: str, cells: tuple[tuple[int, int], ...]) -> None:
     """The rows of one model."""
+    if section.omits(name):
+        return
     size, _, products = name.partition(" ")
     executor = executor_of(section, TINY if section.tiny else MODELS[size], PRODUCTS[products], cells)
     for count, context in cells:

@@ -181,7 +181,7 @@ def _answers(loading: Loading, modes: dict[str, Rung], prompts: list[list[int]])
 
 
 def _chosen(executor: Executor, reading: list[Segment], segments: list[Segment]) -> Tensor:
-    """Tokens of all rows of the canvases, after reading the contexts; the mask id is never one."""
+    """Tokens of all rows of the canvases, on the CPU, after reading the contexts; the mask id is never one."""
     model = executor.model
     if executor.keeps_logits:
         logits = _logits(executor, reading, segments)
@@ -192,11 +192,11 @@ def _chosen(executor: Executor, reading: list[Segment], segments: list[Segment])
     none = torch.empty(batch.wanted, 0, dtype=torch.int64, device=model.device)
     given = torch.full((batch.wanted,), -1, device=model.device)
     asked = RowRules(model.config.mask_token_id, none, given)
-    return model.statistics(model.forward(batch, executor.kv), batch.logit_rows[: batch.wanted], asked).tokens
+    return model.statistics(model.forward(batch, executor.kv), batch.logit_rows[: batch.wanted], asked).tokens.cpu()
 
 
 def _logits(executor: Executor, reading: list[Segment], segments: list[Segment]) -> Tensor:
-    """float32 logits of all rows of the canvases, after reading the contexts."""
+    """float32 logits of all rows of the canvases, on the CPU, after reading the contexts."""
     _read(executor, reading)
     return executor.run(executor.batch(segments))
 

@@ -38,7 +38,6 @@ from benchmarks.gpu.section import Row, Section
 from benchmarks.gpu.shapes import FAVOURITE, MODELS, TINY, RandomWeights, build
 from engine.core import EngineCore
 from engine.graphs import CudaRecorder, Record
-from engine.model.transformer import Transformer
 from engine.plan import AR, Rung, diffusion, self_speculation
 
 STEPS = 8
@@ -62,8 +61,8 @@ RUNS = 3
 
 
 def run(section: Section) -> None:
-    """Rows `engine, <mode>, <concurrency>`, on a GPU the same `in graphs`, then `reference, <mode>`: one model at a
-    time is in memory."""
+    """Rows `engine, <mode>, <concurrency>`, then `reference, <mode>`, and on a GPU the engine's `in graphs`: in the
+    order in which bars want them, because time may run out. One model at a time is in memory."""
     name = chosen_model(section)
     if name is None:
         section.leave_out("all", f"{free_bytes(section) / 1e9:.0f} GB free; the 3B needs more")
@@ -71,14 +70,20 @@ def run(section: Section) -> None:
     config = TINY if section.tiny else MODELS[name]
     weights = RandomWeights(config, torch.bfloat16, section.device, agreeing=True)
     tokens = dict.fromkeys(MODES, TINY_TOKENS) if section.tiny else TOKENS
-    model = build(weights, drafting=True)
-    engines(section, "engine", model, name, tokens, None)
-    on_gpu = section.device.type == "cuda"
-    if on_gpu and section.triton:
-        engines(section, IN_GRAPHS, model, name, tokens, CudaRecorder())
-    del model
-    if on_gpu:
-        torch.cuda.empty_cache()
+    engines(section, "engine", weights, name, tokens, None)
+    try:
+        references(section, weights, name, tokens)
+    except Exception as error:
+        section.fail("reference", error)
+    section.release()
+    if section.device.type == "cuda" and section.triton:
+        engines(section, IN_GRAPHS, weights, name, tokens, CudaRecorder())
+
+
+def references(section: Section, weights: RandomWeights, name: str, tokens: dict[str, int]) -> None:
+    """The rows of the released loops."""
+    if section.omits("reference"):
+        return
     # Only here is transformers needed; without it this fails and the rows above stay.
     from benchmarks.gpu.reference import RandomReference
 
@@ -88,19 +93,23 @@ def run(section: Section) -> None:
 
 
 def engines(
-    section: Section, title: str, model: Transformer, name: str, tokens: dict[str, int], record: Record | None
+    section: Section, title: str, weights: RandomWeights, name: str, tokens: dict[str, int], record: Record | None
 ) -> None:
     """The rows of one engine."""
-    try:
-        core = core_of(model, KV_TOKENS, record)
-    except RuntimeError as error:
-        # What CUDA says where something in a forward cannot be recorded.
-        section.fail(title, error)
+    if section.omits(title):
         return
-    for concurrency in CONCURRENT:
-        for mode in MODES:
-            make = partial(measured, section, core, name, mode, concurrency, tokens[mode])
-            section.row(f"{title}, {mode}, {concurrency}", make)
+    try:
+        core = core_of(build(weights, drafting=True), KV_TOKENS, record)
+    except Exception as error:
+        # Where something in a forward cannot be recorded, CUDA says so, and Triton where it does not compile.
+        section.fail(title, error)
+    else:
+        for concurrency in CONCURRENT:
+            for mode in MODES:
+                make = partial(measured, section, core, name, mode, concurrency, tokens[mode])
+                section.row(f"{title}, {mode}, {concurrency}", make)
+        del core, make
+    section.release()
 
 
 def chosen_model(section: Section) -> str | None:
@@ -161,7 +170,7 @@ def measured(section: Section, core: EngineCore, name: str, mode: str, concurren
     answer(core, MODES[mode], ask, tokens)
     speeds, marks, last = [], Marks(section.device), Answers()
     executor = core.executor
-    ways = ("run",) if executor.keeps_logits else ("choose", "denoise", "look")
+    ways = ("run",) if executor.keeps_logits else ("choose", "denoise", "denoise_on", "look")
     plain = {way: getattr(executor, way) for way in ways}
     for _ in range(1 if section.tiny else RUNS):
         last = answer(core, MODES[mode], ask, tokens)

@@ -69,14 +69,13 @@ def run(section: Section) -> None:
                 model(section, name, MODELS[size], NARROW_COUNTS if narrow else COUNTS, contexts)
         except Exception as error:
             section.fail(name, error)
-        torch.cuda.empty_cache()
+        section.release()
 
 
 def model(section: Section, name: str, config: ModelConfig, counts: tuple[int, ...], contexts: tuple[int, ...]) -> None:
     """All rows of one model, with K/V for the largest batch that fits."""
-    cells = [(count, context) for context in contexts for count in counts]
-    if section.late:
-        section.leave_out(name, "no time left")
+    cells = [(count, context) for count in counts for context in contexts]
+    if section.omits(name):
         return
     free, products = free_bytes(section), name.partition(" ")[2]
     embedding_bytes = BYTES * config.vocab_size * config.hidden_size

@@ -22,6 +22,10 @@ from kernels.switch import use_triton
 Row = dict[str, Any]
 
 
+class DeviceLost(BaseException):
+    """The device is of no use to this process any more; another one may go on."""
+
+
 @dataclass(slots=True)
 class Section:
     """One section as it runs: what it is given, and what it has found.
@@ -31,6 +35,7 @@ class Section:
         ceilings: what this machine was measured to do; None where that section did not run.
         ends_s: when the section should end, on `time.monotonic`.
         file: where to keep what there is after every row; None = nowhere.
+        done: names of rows, and of what failed as a whole, that an earlier process has dealt with.
         rows: finished rows, plain JSON. errors: what failed, with its traceback. left_out: rows for which there was
             no time or no memory, and why.
     """
@@ -40,6 +45,7 @@ class Section:
     ceilings: Ceilings | None
     ends_s: float
     file: Path | None = None
+    done: frozenset[str] = frozenset()
     rows: list[Row] = field(default_factory=list)
     errors: list[Row] = field(default_factory=list)
     left_out: list[Row] = field(default_factory=list)
@@ -58,17 +64,42 @@ class Section:
         return time.monotonic() >= self.ends_s
 
     def row(self, name: str, make: Callable[[], Row]) -> None:
-        """Adds the row that `make` gives under `name`. A failure is noted, and what follows goes on."""
-        if self.late:
-            self.leave_out(name, "no time left")
+        """Adds the row that `make` gives under `name`. A failure is noted, and what follows goes on.
+
+        Raises DeviceLost where it cannot in this process.
+        """
+        if self.omits(name):
             return
+        failed = len(self.errors)
         try:
             self.rows.append({"name": name, **make()})
             self._keep()
         except Exception as error:
             self.fail(name, error)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+        if len(self.errors) > failed:
+            self.release()
+
+    def omits(self, name: str) -> bool:
+        """Whether nothing is to be done for it: it was dealt with, or there is no time left, which is noted."""
+        if name in self.done:
+            return True
+        if self.late:
+            self.leave_out(name, "no time left")
+            return True
+        return False
+
+    def release(self) -> None:
+        """Gives memory back that nobody uses. Raises DeviceLost where the device is of no use any more: after an access
+        outside of its memory, or where a graph was not recorded to its end."""
+        if self.device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
+        except Exception as error:
+            raise DeviceLost(str(error)) from error
+        if torch.cuda.current_stream(self.device) != torch.cuda.default_stream(self.device):
+            raise DeviceLost("a graph was not recorded to its end")
 
     def fail(self, name: str, error: BaseException) -> None:
         """Notes what failed, whole."""
@@ -77,6 +108,9 @@ class Section:
         self._keep()
 
     def leave_out(self, name: str, reason: str) -> None:
+        """Notes what was not measured, and why."""
+        if name in self.done:
+            return
         self.left_out.append({"name": name, "reason": reason})
         self._keep()
 

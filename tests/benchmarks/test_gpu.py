@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,10 +23,10 @@ from benchmarks.gpu.breakdown import summed
 from benchmarks.gpu.floors import Ceilings, attention_flops, forward_floor, row_flops, weight_bytes
 from benchmarks.gpu.head_inputs import random_head, rules, unmask_arguments
 from benchmarks.gpu.paged import Part, paged
-from benchmarks.gpu.section import Section
+from benchmarks.gpu.section import DeviceLost, Section
 from benchmarks.gpu.shapes import MODELS, TINY
 from benchmarks.gpu.tables import table
-from benchmarks.gpu.task import Task, run_apart
+from benchmarks.gpu.task import LOST, Task, run_apart, run_here
 from benchmarks.gpu.timing import Call, Clock, copies
 from engine.checkpoint.config import ModelConfig
 from engine.model.linear import Linear
@@ -244,6 +248,42 @@ def test_a_section_whose_process_dies_says_how() -> None:
     (error,) = run_apart(Task("ceilings", "no such device", True, None, 60))["errors"]
     assert error["error"] == "the section's process ended with status 1"
     assert "no such device" in error["traceback"]
+
+
+def test_where_the_device_is_lost_another_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A section of which the second row ends CUDA for its process, and in a later one nothing more can be recorded."""
+    made: list[str] = []
+
+    def run(part: Section) -> None:
+        for name in ("one", "two", "three", "four"):
+            part.row(name, partial(row, part, name))
+
+    def row(part: Section, name: str) -> dict[str, Any]:
+        made.append(name)
+        if name == "two":
+            raise RuntimeError("illegal memory access")
+        if name == "three":
+            part.fail("three: graph", ValueError("not recorded"))
+        return {"value": len(name)}
+
+    def released(part: Section) -> None:
+        raise DeviceLost("nothing works any more")
+
+    def process(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        try:
+            run_here(Task.from_json(command[3]), Path(command[4]))
+        except DeviceLost:
+            return subprocess.CompletedProcess(command, LOST)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setitem(sys.modules, "benchmarks.gpu.losing", cast(Any, SimpleNamespace(run=run)))
+    monkeypatch.setattr(Section, "release", released)
+    monkeypatch.setattr("benchmarks.gpu.task.subprocess.run", process)
+    found = run_apart(Task("losing", "cpu", True, None, 60))
+    assert made == ["one", "two", "three", "four"], "each once"
+    assert [row["name"] for row in found["rows"]] == ["one", "three", "four"]
+    assert [error["name"] for error in found["errors"]] == ["two", "three: graph"]
+    assert found["left_out"] == []
 
 
 def test_a_row_that_raises_does_not_stop_the_others_and_time_runs_out(tmp_path: Path) -> None:
