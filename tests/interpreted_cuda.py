@@ -1,0 +1,120 @@
+"""The simulated GPU by itself, and the engine on it with its kernels interpreted, which gives the CPU's answers. Run by
+`test_simulated_cuda.py` in a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine import graphs
+from engine.graphs import recorded
+from engine.packing import fetched, moved
+from kernels.activation import swiglu_torch, swiglu_triton
+from kernels.switch import VARIABLE
+from tests.engine.serving import PROMPTS, answer, first_layer_of_golden, load
+from tests.simulated_cuda import CudaTensor, simulated
+
+SHORT = {"max_tokens": 6, "ignore_eos": True, "temperature": 0}
+REQUESTS: list[dict[str, Any]] = [
+    SHORT | {"decoding": "ar", "temperature": 0.9, "seed": 3},
+    SHORT | {"decoding": "diffusion", "block_length": 5, "refinement_steps": 4, "threshold": 0.9},
+    SHORT | {"decoding": "diffusion", "block_length": 5, "refinement_steps": 2, "threshold": None, "audit": "exact"},
+    SHORT | {"decoding": "self_speculation", "block_length": 4},
+    SHORT | {"decoding": "self_speculation", "block_length": 4, "temperature": 0.8, "seed": 8, "top_k": 3},
+    SHORT | {"decoding": "diffusion", "block_length": 5, "refinement_steps": 4, "remask": 0.5, "entropy_bound": 1.0},
+]
+
+
+def test_tensors_of_two_devices_do_not_meet() -> None:
+    with simulated():
+        there = torch.ones(3, 2, device="cuda")
+        assert there.device.type == "cuda"
+        assert torch.empty(2, device=there.device).is_cuda
+        for wrong in (
+            lambda: there + torch.ones(3, 2),
+            lambda: torch.ones(3, 3) @ there,
+            lambda: there.gather(1, torch.zeros(3, 1, dtype=torch.int64)),
+            lambda: swiglu_triton(torch.ones(4, 8)),
+        ):
+            with pytest.raises((RuntimeError, ValueError), match=r"same device|cannot be accessed"):
+                wrong()
+
+
+def test_it_computes_as_the_cpu_does() -> None:
+    here = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
+    with simulated() as gpu:
+        there = here.to("cuda")
+        there[1:3, 4] = 7.0
+        here[1:3, 4] = 7.0
+        torch.testing.assert_close(swiglu_triton(there).cpu(), swiglu_torch(here))
+        assert gpu.launches == 1
+        narrow = swiglu_triton(there.bfloat16())
+        torch.testing.assert_close(narrow.cpu().float(), swiglu_torch(here), atol=0.05, rtol=0.02)
+
+
+def test_the_host_waits_where_it_asks_for_a_number() -> None:
+    with simulated() as gpu:
+        there = moved([torch.arange(4), torch.ones(2)], torch.device("cuda"))
+        assert gpu.waits == 0
+        first, second = fetched(there)
+        assert gpu.waits == 1
+        assert first.tolist() == [0, 1, 2, 3]
+        assert second.tolist() == [1.0, 1.0]
+        assert there[0].sum().item() == 6
+        assert there[1].tolist() == [1.0, 1.0]
+        assert gpu.waits == 3
+
+
+def test_nobody_waits_while_a_graph_is_recorded() -> None:
+    with simulated():
+        there = torch.ones(3, device="cuda")
+        for wrong in (lambda: there.sum().item(), lambda: there.cpu(), lambda: there.nonzero()):
+            with pytest.raises(RuntimeError, match="capturing"):
+                recorded(wrong)
+
+
+def test_a_graph_keeps_the_numbers_of_the_host_and_sees_those_of_the_device() -> None:
+    with simulated() as gpu:
+        there, factor = torch.ones(2, 8, device="cuda"), 2
+
+        def call() -> torch.Tensor:
+            return swiglu_triton(there * factor)
+
+        graph, result = recorded(call)
+        factor = 3
+        there.mul_(0.5)
+        graph.replay()
+        assert gpu.replays == 1
+        torch.testing.assert_close(result.cpu(), swiglu_torch(torch.ones(2, 8)))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return first_layer_of_golden(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.mark.parametrize("in_graphs", [False, True])
+def test_the_answers_are_those_of_the_cpu(checkpoint: Path, in_graphs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at once, then each by itself, which has its forwards in a row."""
+    together = list(zip(PROMPTS, REQUESTS, strict=False))
+    with monkeypatch.context() as patch:
+        patch.setenv(VARIABLE, "torch")
+        plain = load(checkpoint, kv_tokens=2048, prefix_reuse=False)
+        want = [one.token_ids for one in answer(plain, together)]
+    monkeypatch.setattr(graphs, "TOKENS", (8, 32))
+    monkeypatch.setenv(VARIABLE, "auto")
+    with simulated() as gpu:
+        engine = load(checkpoint, kv_tokens=2048, prefix_reuse=False, device="cuda", cuda_graphs=in_graphs)
+        assert isinstance(engine.core.executor.kv, CudaTensor)
+        assert [one.token_ids for one in answer(engine, together)] == want
+        assert (gpu.replays > 0) == in_graphs
+        for request, expected in zip(together, want, strict=True):
+            gpu.waits = 0
+            (one,) = answer(engine, [request])
+            assert one.token_ids == expected
+            # Rows with top-k are fetched, to be chosen from by the host; else it waits once, seldom for every forward.
+            if not request[1].get("top_k"):
+                assert gpu.waits <= one.report.forwards
