@@ -61,10 +61,12 @@ class Ran(NamedTuple):
 
 def row_of(work: list[Work], most: float) -> Row:
     """The forwards that follow from the next one, whatever its tokens are; at most `most`, and at least one."""
+    phase = work[0].phase
+    if phase is Phase.PREFILL or any(item.phase is not phase for item in work):
+        return Row()
     sequences = [item.sequence for item in work]
-    tokens = int(min(tokens_in_a_row(sequences), most))
-    if tokens > 1:
-        ahead = range(1, tokens)
+    if phase is Phase.LOOK:
+        ahead = range(1, int(min(tokens_in_a_row(sequences), most)))
         return Row(1, [[Work(one.sequence, following_look(one, count), Phase.LOOK) for one in work] for count in ahead])
     steps = max(1, int(min(steps_in_a_row(sequences), most)))
     if steps + 1 > most or not drafts_end(sequences, steps):

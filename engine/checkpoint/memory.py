@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 CARD_BYTES = {"80 GB": 80 * 10**9, "141 GB": 141 * 10**9}
 USABLE = 0.9
-"""Share of a card for weights and K/V; the rest is for activations, graphs, the table of rotations (512 bytes a position
-of the context, with heads of 128) and the driver."""
+"""Share of a card for weights and K/V; the rest is for activations, graphs, the driver, and the table of rotations: 512
+bytes a position of the context, with heads of 128."""
 TENSOR_PARALLEL = (1, 2, 4, 8)
 FP8_BYTES, SCALE_BYTES = 1, 4
 
