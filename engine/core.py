@@ -24,6 +24,7 @@ from engine.put_off import put_off_lost
 from engine.scheduler import Want, share_slots
 from engine.segments import main_block_length, segment
 from engine.sequence import Sequence
+from engine.settle import finish, settle_all
 from engine.share import Share
 from engine.stats import Counters
 
@@ -143,7 +144,7 @@ class EngineCore:
             self._account(work, per_slot_s, ran.steps)
             for looks in row.looks:
                 self._account(looks, per_slot_s, 1)
-            events += self.postprocessor.settle_all(work, ended)
+            events += settle_all((item.sequence for item in work), ended, self.counters)
             for item in work:
                 self._share_pages(item.sequence)
                 if item.sequence.finish_reason is not None:
@@ -219,7 +220,7 @@ class EngineCore:
             del sequence.tokens[sequence.prompt_tokens + sequence.settled :]
             sequence.finish_reason = "length"
             sequence.report.cut_at_deadline = True
-            events += self.postprocessor.finish(sequence, now)
+            events += finish(sequence, now)
             if sequence in self.running:
                 self._leave(sequence)
             else:

@@ -86,23 +86,12 @@ def run_row(
 
     `goes_on`: asked after the first steps, and after those that followed, whether so many more may follow.
     """
-    if work[0].phase is Phase.DRAFT:
-        return _drafts(row, work, batch, executor, postprocessor, goes_on)
-    choices = [executor.choose(batch, lambda: postprocessor.ask(work))]
-    for looks in row.looks:
-        choices.append(_look(looks, executor, postprocessor, choices[-1].tokens))
-    postprocessor.tokens([work, *row.looks], choices)
-    return Ran(1, 1)
-
-
-def _drafts(
-    row: Row,
-    work: list[Work],
-    batch: ForwardBatch,
-    executor: Executor,
-    postprocessor: Postprocessor,
-    goes_on: Callable[[int], bool],
-) -> Ran:
+    if work[0].phase is not Phase.DRAFT:
+        choices = [executor.choose(batch, lambda: postprocessor.ask(work))]
+        for looks in row.looks:
+            choices.append(_look(looks, executor, postprocessor, choices[-1].tokens))
+        postprocessor.tokens([work, *row.looks], choices)
+        return Ran(1, 1)
     sequences = [item.sequence for item in work]
     drafting = executor.denoise(batch, lambda: postprocessor.drafting(work, executor.kv.device), row.steps)
     canvases = drafting.canvases

@@ -1,7 +1,7 @@
-"""From logits to sequences: choose tokens, unmask canvases, audit finished blocks, settle, send.
+"""From logits to sequences: choose tokens, unmask canvases, audit finished blocks.
 
-The last third of a step. Everything that changes a sequence's tokens is reached from `advance`, and for forwards in a
-row from `drafted` and `tokens`, which wait for the device once; `settle_all` sends what has come of it.
+Everything that a forward changes of a sequence's tokens is reached from `advance`, and for forwards in a row from
+`drafted` and `tokens`, which wait for the device once; `engine/settle.py` sends what has come of it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,8 @@ from engine.decoding.canvas import ending_length, open_canvas, text_prefix
 from engine.decoding.choice import Choice, RowBlock, choose
 from engine.decoding.head import Asked, ask
 from engine.decoding.unmask import DeviceCanvases, Draft, Drafting, unmask_canvases
-from engine.events import Event, Finished
 from engine.noise import Stage
 from engine.packing import fetched_together
-from engine.plan import PlanEntry
 from engine.sequence import Canvas, Phase, Sequence
 
 if TYPE_CHECKING:
@@ -193,59 +191,6 @@ class Postprocessor:
             else:
                 self._look(item, tokens[rows], scores[rows], logits, choice, row, kept.get(row))
 
-    def settle_all(self, work: list[Work], now: float) -> list[tuple[Sequence, Event]]:
-        """What is to be sent of the sequences that have come to a border or to their end. `now`: engine clock."""
-        events: list[tuple[Sequence, Event]] = []
-        for item in work:
-            sequence = item.sequence
-            if sequence.canvas is None and sequence.has_pending:
-                events.extend(self.settle(sequence, now))
-        return events
-
-    def settle(self, sequence: Sequence, now: float) -> list[tuple[Sequence, Event]]:
-        """Moves decided tokens to the output of a sequence at a border or at its end, and sends what is due."""
-        ended = sequence.finish_reason is not None
-        # Diffusion shows pending with its block; AR and self-speculation show it at once.
-        decided = sequence.output_tokens - (1 if sequence.rung.is_diffusion and not ended else 0)
-        if decided > sequence.settled:
-            start = sequence.prompt_tokens
-            fresh = sequence.tokens[start + sequence.settled : start + decided]
-            self.counters.generated_tokens[sequence.rung.decoding.value] += len(fresh)
-            sequence.settled = decided
-            kept = sequence.out.push(fresh)
-            if kept is not None:
-                del sequence.tokens[start + kept :]
-                sequence.settled = kept
-                sequence.finish_reason = "stop"
-        if sequence.finish_reason is not None:
-            return self.finish(sequence, now)
-        if sequence.out.due(now, whole_blocks=sequence.rung.is_diffusion):
-            _note_first_text(sequence, now)
-            return [(sequence, sequence.out.take(now, sequence.report.spent))]
-        return []
-
-    def finish(self, sequence: Sequence, now: float) -> list[tuple[Sequence, Event]]:
-        """The last events of a sequence whose `finish_reason` is set."""
-        if sequence.finish_reason is None:
-            raise RuntimeError(f"sequence {sequence.id} has no finish reason")
-        sequence.out.finish()
-        events: list[tuple[Sequence, Event]] = []
-        if sequence.out.has_unsent:
-            _note_first_text(sequence, now)
-            events.append((sequence, sequence.out.take(now, sequence.report.spent)))
-        report = sequence.report
-        report.completion_tokens = sequence.settled
-        report.latency_ms = (now - sequence.arrival_s) * 1e3
-        if not report.plan:
-            # It ended before its first border: by its first token, or by its deadline.
-            report.plan.append(PlanEntry(0, sequence.rung))
-        # Tokens that a limit or a stop string cut off are no part of the answer.
-        audited = [value for offset, value in sequence.logprobs if offset < sequence.settled]
-        if audited:
-            report.audit_logprob = sum(audited) / len(audited)
-        events.append((sequence, Finished(sequence.finish_reason, report)))
-        return events
-
     def _prefill(self, item: Work, picks: list[int], scores: list[float]) -> None:
         sequence = item.sequence
         sequence.cached = item.segment.end
@@ -400,8 +345,3 @@ def _log(probabilities: Tensor) -> list[float]:
     """Natural logarithms, finite where a probability is too small for float32."""
     logs: list[float] = probabilities.clamp(min=torch.finfo(torch.float32).tiny).log().tolist()
     return logs
-
-
-def _note_first_text(sequence: Sequence, now: float) -> None:
-    if sequence.report.ttft_ms is None:
-        sequence.report.ttft_ms = (now - sequence.arrival_s) * 1e3
