@@ -61,8 +61,9 @@ class EngineCore:
     """All sequences of one engine, and the step that advances them, by one forward or a few in a row.
 
     Attributes:
-        view: what the loop saw before its last forward; None where it did not look, or nobody is left.
-        ends_s: when the forward under way is predicted to end, engine clock. step_s: a recent step's duration.
+        view: what the loop saw before its last forward or row of them; None where it did not look, or nobody is left.
+        ends_s: when the forward under way is predicted to end, engine clock.
+        step_s: for how long it waited of late for what it had begun.
         timed_time: how much of the time goes to sequences with a deadline.
         meanwhile: what a device need not wait for; also done in a step without a forward.
         called: whether somebody has come, or gone, whom the loop has not heard of.

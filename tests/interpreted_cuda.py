@@ -117,4 +117,5 @@ def test_the_answers_are_those_of_the_cpu(checkpoint: Path, in_graphs: bool, mon
             assert one.token_ids == expected
             # Rows with top-k are fetched, to be chosen from by the host; else it waits once, seldom for every forward.
             if not request[1].get("top_k"):
-                assert gpu.waits <= one.report.forwards
+                often = 0.6 if request[1]["decoding"] in ("ar", "self_speculation") else 1.0
+                assert gpu.waits <= often * one.report.forwards

@@ -127,11 +127,16 @@ def _run(gpu: Simulated, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         strangers = [tensor for tensor in given if not isinstance(tensor, CudaTensor) and tensor.dim()]
         if strangers:
             raise RuntimeError(f"Expected all tensors to be on the same device: {func} of {strangers[0].shape} on cpu")
+    waits = not kwargs.get("non_blocking")
     if func is aten.copy_.default:
         on_gpu = isinstance(args[0], CudaTensor)
-        if not on_gpu and there and not (len(args) > 2 and args[2]) and not kwargs.get("non_blocking"):
+        crosses = len(there) == 1 and args[1].dim() > 0
+        if crosses and waits and not (len(args) > 2 and args[2]):
             gpu.wait()
-    elif there and (func is aten._local_scalar_dense.default or not on_gpu or func is aten.nonzero.default):
+    elif there:
+        if func in (aten._local_scalar_dense.default, aten.nonzero.default) or not on_gpu:
+            gpu.wait()
+    elif func is aten._to_copy.default and on_gpu and waits:
         gpu.wait()
     wrapped = {id(tensor.inner): tensor for tensor in there}
 
@@ -212,7 +217,7 @@ def _moved(move: Callable[..., Tensor]) -> Callable[..., Tensor]:
         dtype = kwargs.get("dtype") or next((arg for arg in args if isinstance(arg, torch.dtype)), self.dtype)
         if isinstance(self, CudaTensor) and dtype is self.dtype and not kwargs.get("copy"):
             return self
-        return aten._to_copy(self, device=DEVICE, dtype=dtype)
+        return aten._to_copy(self, device=DEVICE, dtype=dtype, non_blocking=bool(kwargs.get("non_blocking")))
 
     return moved
 

@@ -180,8 +180,9 @@ def measured(section: Section, core: EngineCore, name: str, mode: str, concurren
             setattr(executor, way, marks.around(call))
         answer(core, MODES[mode], ask, tokens)
     finally:
-        for way, call in plain.items():
-            setattr(executor, way, call)
+        # Set to its own method again, the executor would hold itself in memory.
+        for way in plain:
+            delattr(executor, way)
     count = sum(len(ids) for ids in last.tokens)
     return {
         "model": name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -93,6 +94,7 @@ class Section:
         outside of its memory, or where a graph was not recorded to its end."""
         if self.device.type != "cuda":
             return
+        gc.collect()
         try:
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()

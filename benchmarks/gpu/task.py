@@ -56,13 +56,17 @@ class Task:
 def run_here(task: Task, file: Path | None = None) -> dict[str, Any]:
     """Runs the section in this process; what it found, as plain JSON.
 
-    Raises DeviceLost where another process may find the rest.
+    Raises DeviceLost where what there is was kept in a file, so that another process may find the rest.
     """
     device = torch.device(task.device)
     ends_s = time.monotonic() + task.seconds
     section = Section(device, task.tiny, task.ceilings, ends_s, file, frozenset(task.done))
     try:
         importlib.import_module(f"benchmarks.gpu.{task.name}").run(section)
+    except DeviceLost as error:
+        if file is not None:
+            raise
+        section.fail(task.name, error)
     except Exception as error:
         section.fail(task.name, error)
     return section.to_dict()
@@ -80,7 +84,11 @@ def run_apart(task: Task, grace_s: float = GRACE_S) -> dict[str, Any]:
         for kind, rows in found.items():
             rows += one[kind]
         done = {row["name"] for rows in found.values() for row in rows}
-        if status != LOST or done == set(task.done):
+        if status == LOST and done == set(task.done):
+            again = "the device was lost again, and nothing new was found"
+            found["errors"].append({"name": task.name, "error": again, "traceback": again})
+            return found
+        if status != LOST:
             return found
         task = dataclasses.replace(task, seconds=max(ends_s - time.monotonic(), 0), done=tuple(sorted(done)))
 

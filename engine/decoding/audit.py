@@ -53,27 +53,24 @@ def kept_on_device(looks: Seq[Audited], choice: Choice, canvases: Tensor | None 
 
     Args:
         looks: at least one. choice: whose ratios judge the token after each row's.
-        canvases: int64 `[looks, width]`, their tokens, where the host has not seen them.
+        canvases: int64 `[looks, width]`, the tokens of these looks, where the host has not seen them.
     """
     if choice.given_ratio is None:
         raise ValueError("an audit by the kernel needs the ratios of the causal pass")
     lengths = [len(tokens) for tokens, _, _ in looks]
     width = max(lengths) if canvases is None else canvases.shape[1]
-    tokens_of = np.zeros((len(looks), width), dtype=np.int64)
-    row_of = np.zeros_like(tokens_of)  # behind a canvas's end: any
+    row_of = np.zeros((len(looks), width), dtype=np.int64)  # behind a canvas's end: any
     for place, (tokens, _, row) in enumerate(looks):
-        tokens_of[place, : len(tokens)] = tokens
         row_of[place, : len(tokens)] = np.arange(row, row + len(tokens))
-    known, rows, length, floor = moved(
-        [
-            torch.from_numpy(tokens_of),
-            torch.from_numpy(row_of),
-            torch.tensor(lengths),
-            torch.tensor([_floor(audit) for _, audit, _ in looks], dtype=torch.float32),
-        ],
-        choice.tokens.device,
-    )
-    canvases = known if canvases is None else canvases
+    floors = torch.tensor([_floor(audit) for _, audit, _ in looks], dtype=torch.float32)
+    asked = [torch.from_numpy(row_of), torch.tensor(lengths), floors]
+    if canvases is None:
+        tokens_of = np.zeros((len(looks), width), dtype=np.int64)
+        for place, (tokens, _, _) in enumerate(looks):
+            tokens_of[place, : len(tokens)] = tokens
+        asked.append(torch.from_numpy(tokens_of))
+    rows, length, floor, *known = moved(asked, choice.tokens.device)
+    canvases = known[0] if canvases is None else canvases
     return accept(canvases, choice.tokens[rows], choice.given_ratio[rows], length, floor).kept
 
 

@@ -58,7 +58,11 @@ def drafts_end(sequences: Iterable[Sequence], steps: int) -> bool:
     Not for what may end inside its canvas, as diffusion does: then there is no look, or one at less of it.
     """
     return all(
-        _is_certain(sequence) and not sequence.rung.is_diffusion and steps >= _steps_for_certain(sequence)
+        _is_certain(sequence)
+        and not sequence.rung.is_diffusion
+        # Looks are judged canvas by canvas, all of them.
+        and sequence.rung.audit != "off"
+        and steps >= _steps_for_certain(sequence)
         for sequence in sequences
     )
 
