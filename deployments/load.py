@@ -26,8 +26,9 @@ class ReplicaLoad:
             they ride as often as they need: what has none, or a loose one, gives way to a tight newcomer.
         timed_room_s: what a newcomer may add to it before one of them is worse off; None where nobody would be.
         slip_s: by how much its admission takes deadlines to be earlier than they are (`engine/outlook.py`).
-        step_s: duration of a recent forward with all the engine's own work, which a newcomer may have to wait for; 0
-            where there was none. timed_share: of its time of late, what went to requests with a deadline.
+        step_s: of a recent forward, or of those that no newcomer interrupts, with all the engine's own work: what a
+            newcomer may have to wait for; 0 where there was none.
+        timed_share: of its time of late, what went to requests with a deadline.
         cost: the fitted cost of a forward. tail_ratio: its p95 over its median.
         prefill_chunk: most prompt tokens of one sequence in a forward.
         latency_tail: p95 of actual over predicted latency, by mode, as this replica measured it.

@@ -1,7 +1,8 @@
 """What other threads may ask of the engine's loop: its state in numbers, and who may come in.
 
-The loop looks ahead before every forward; what it saw then answers here, so that a question costs little and the loop
-loses none of its time. Sequences are read while the loop runs: numbers may be a forward old, and are never locked.
+The loop looks ahead before every forward, or row of them; what it saw then answers here, so that a question costs
+little and the loop loses none of its time. Sequences are read while the loop runs: numbers may be as old, and are never
+locked.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Picture:
         return wait_s + self.admission.earliest_s(newcomer.after(wait_s, self.core.reserve), self.company(arriving))
 
     def company(self, arriving: Seq[Sequence] = ()) -> Company:
-        """Those with a deadline: as the loop saw them before its last forward, and who came since."""
+        """Those with a deadline: as the loop saw them when it last looked ahead, and who came since."""
         core = self.core
         # In the order in which sequences wander, so that none is missed on its way.
         here = list(dict.fromkeys([*arriving, *core.waiting, *core.running]))
@@ -100,7 +101,7 @@ class Picture:
         return max(0.0, self.core.ends_s - self.core.clock())
 
     def _backlog_of(self, arriving: Seq[Sequence]) -> Backlog:
-        """Reckoned again only after a forward, and when somebody came or left."""
+        """Reckoned again only after a step of the loop, and when somebody came or left."""
         core = self.core
         key = core.counters.forwards, len(core.running), len(core.waiting), len(arriving)
         if self._backlog is None or self._backlog[0] != key:

@@ -18,7 +18,7 @@ class EngineStats:
         queue_s: predicted seconds of forwards that are waiting plus running.
         timed_s: the same of those with a deadline. timed_forward_s, timed_room_s: the mean forward that keeps all their
             deadlines, and what a newcomer may add to it (`engine/pace.py`), seconds; None where nobody minds.
-        slip_s: see `Outlook`. step_s: duration of a recent step, 0 before the first.
+        slip_s: see `Outlook`. step_s: for how long the loop waited of late for what it had begun, 0 before.
         timed_share: of the time of late, what went to sequences with a deadline, 0..1.
         forwards, forward_s: forwards so far and seconds until what they chose was known; busy_s adds the engine's
             other work.

@@ -10,6 +10,7 @@ import pytest
 
 from engine import core, in_a_row, packing
 from engine.batch import ForwardBatch, Segment
+from engine.cost_model import ForwardCostModel
 from engine.decoding import canvas
 from engine.decoding.choice import Choice
 from engine.engine import Engine
@@ -168,6 +169,32 @@ def test_a_row_ends_where_somebody_comes(engine: Engine, monkeypatch: pytest.Mon
     (one,), count = answers(engine, [THRESHOLD], monkeypatch)
     assert one.report.denoise_steps > 1
     assert count == one.report.forwards
+
+
+def test_what_a_row_has_cost_is_learned_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds: list[float] = []
+    forwards: list[int] = []
+    observe, step = ForwardCostModel.observe, core.EngineCore.step
+
+    def observed(self: Any, *size: Any) -> None:
+        seconds.append(size[3])
+        observe(self, *size)
+
+    def stepped(self: Any) -> Any:
+        before = self.counters.forwards
+        events = step(self)
+        forwards.append(self.counters.forwards - before)
+        return events
+
+    monkeypatch.setattr(ForwardCostModel, "observe", observed)
+    monkeypatch.setattr(core.EngineCore, "step", stepped)
+    busy_s = engine.core.counters.busy_s
+    (one,), _ = answers(engine, [THRESHOLD], monkeypatch)
+    assert len(seconds) == len(forwards), "none is lost, and none learned twice"
+    assert sum(forwards) == one.report.forwards
+    assert max(forwards) > 1
+    spent = [each * count for each, count in zip(seconds, forwards, strict=True)]
+    assert sum(spent) == pytest.approx(engine.core.counters.busy_s - busy_s)
 
 
 def test_remask_is_laid_out_step_by_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,36 @@ def test_what_lands_on_a_device_is_the_batch_whatever_was_there(asked: list[Segm
         assert other.storage_offset() * other.element_size() % 16 == 0
 
 
+class Event:
+    """Of a device that reads a staging buffer whenever it likes until it says that it has."""
+
+    def __init__(self, staging: Staging) -> None:
+        self.staging = staging
+        self.log: list[tuple[str, torch.Tensor]] = []
+
+    def synchronize(self) -> None:
+        self.log.append(("waited", self.staging.buffer.clone()))
+
+    def record(self) -> None:
+        self.log.append(("recorded", self.staging.buffer.clone()))
+
+
+def test_nothing_is_written_where_a_copy_may_still_read() -> None:
+    first, second = (
+        lay_out([Segment([token] * 9, 100, False, True, [0], list(range(1, 15)))], shape(2, 2)) for token in (1, 2)
+    )
+    staging = Staging(first.forms(torch.bfloat16), pinned=False)
+    staging.buffer.zero_()
+    buffer = torch.zeros_like(staging.buffer)
+    staging._copied = event = Event(staging)  # type: ignore[assignment]
+    first.land(staging, buffer)
+    second.land(staging, buffer)
+    assert [word for word, _ in event.log] == ["waited", "recorded", "waited", "recorded"]
+    assert not event.log[0][1].any()
+    assert torch.equal(event.log[2][1], event.log[1][1]), "the wait comes before the first byte"
+    assert not torch.equal(event.log[3][1], event.log[1][1])
+
+
 @given(segments())
 @settings(max_examples=20)
 def test_one_buffer_holds_a_batch_of_attention_groups(asked: list[Segment]) -> None:
