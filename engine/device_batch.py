@@ -32,7 +32,7 @@ class Layout:
     Attributes:
         segments: int64 `[6, segments]`, see `device_batch_arithmetic.py`. tokens, wanted, pages: int64, of them all.
         cut: the work list. wanted_rows: of the batch, padding included.
-        last_position, context_tokens: see `ForwardBatch`. drafted: whether there are drafts.
+        draft_count, last_position, context_tokens: see `ForwardBatch`.
     """
 
     segments: np.ndarray
@@ -41,9 +41,9 @@ class Layout:
     pages: np.ndarray
     cut: Cut
     wanted_rows: int
+    draft_count: int
     last_position: int
     context_tokens: int
-    drafted: bool
 
     def forms(self, dtype: torch.dtype) -> list[Form]:
         """Of the batch's tensors, in the order that `batch` takes them; the draft mask is of type `dtype`."""
@@ -52,24 +52,20 @@ class Layout:
         work = [(shape, torch.int32) for shape in self.cut.array_shapes()]
         return [*rows, ((self.wanted_rows,), torch.int64), ((total, 1), dtype), *work]
 
-    def land(self, staging: Staging, buffer: Tensor) -> int:
-        """Writes the batch to the host's memory, from where it is copied into a buffer on a device.
-
-        Returns the number of rows that are drafts.
-        """
-        drafts = self.write(staging)
+    def land(self, staging: Staging, buffer: Tensor) -> None:
+        """Writes the batch to the host's memory, from where it is copied into a buffer on a device."""
+        self.write(staging)
         # The pages are the last array, and nobody reads those that are not held.
         staging.copy(buffer, staging.size - 4 * (self.cut.sizes.pages - self.cut.held))
-        return drafts
 
-    def write(self, staging: Staging) -> int:
-        """Writes the batch to the host's memory. Returns the number of rows that are drafts."""
+    def write(self, staging: Staging) -> None:
+        """Writes the batch to the host's memory."""
         # Here and not at import: only where the kernels run is it needed.
         from engine.device_batch_arithmetic import fill_rows
 
         staging.wait()
         arrays, pages = staging.arrays, self.pages
-        drafts = fill_rows(
+        fill_rows(
             self.segments,
             self.tokens,
             self.wanted,
@@ -79,9 +75,8 @@ class Layout:
             *arrays[:5],
         )
         self.cut.fill(arrays[5:], pages, self.segments[5], self.segments[0] + self.segments[1])
-        return drafts
 
-    def batch(self, tensors: Seq[Tensor], drafts: int) -> ForwardBatch:
+    def batch(self, tensors: Seq[Tensor]) -> ForwardBatch:
         """The batch in tensors of its forms."""
         token_ids, positions, slots, logit_rows, draft_mask, *work = tensors
         return ForwardBatch(
@@ -90,7 +85,7 @@ class Layout:
             slots=slots,
             groups=[],
             draft_rows=None,
-            draft_count=drafts,
+            draft_count=self.draft_count,
             logit_rows=logit_rows,
             wanted=len(self.wanted),
             last_position=self.last_position,
@@ -161,9 +156,9 @@ def lay_out(
         pages=_joined(one.pages for one in segments),
         cut=cut_work(numbers[1], numbers[0], numbers[2], count, total, shape, buckets),
         wanted_rows=max(_padded(len(wanted)), _ROWS) if tokens is None else tokens,
+        draft_count=sum(len(one.tokens) for one in segments if one.drafted),
         last_position=max(ends) - 1,
         context_tokens=sum(ends),
-        drafted=any(one.drafted for one in segments),
     )
 
 
@@ -179,9 +174,11 @@ def build_device_batch(
     forms = layout.forms(dtype)
     staging = Staging(forms, device.type == "cuda")
     if device.type == "cpu":
-        return layout.batch(staging.tensors, layout.write(staging))
+        layout.write(staging)
+        return layout.batch(staging.tensors)
     buffer = torch.empty_like(staging.buffer, device=device)
-    return layout.batch(tensors_in(buffer, forms), layout.land(staging, buffer))
+    layout.land(staging, buffer)
+    return layout.batch(tensors_in(buffer, forms))
 
 
 def on_device(batch: ForwardBatch, device: torch.device) -> ForwardBatch:

@@ -25,7 +25,7 @@ def fill_rows(
     slots: Numbers,
     logit_rows: Numbers,
     draft_mask: NDArray[Any],
-) -> int:
+) -> None:
     """Fills the last five arrays, whatever is in them: of every row its token, position, K/V slot, and whether it is a
     draft; and the rows that are wanted. Rows behind the last one are token 0 at position 0 in the null page; behind the
     wanted ones the first is repeated, or row 0.
@@ -34,10 +34,8 @@ def fill_rows(
         segments: `[6, segments]`: rows, first position, causal, drafted, and how many of `wanted` (offsets) and of
             `pages` are its own.
         tokens: of all rows. one: what says in `draft_mask`, `[rows, 1]`, that a row is a draft.
-
-    Returns the number of drafts.
     """
-    row = first_page = first_wanted = drafts = 0
+    row = first_page = first_wanted = 0
     for segment in range(segments.shape[1]):
         rows, start, drafted = segments[0, segment], segments[1, segment], segments[3, segment]
         for offset in range(rows):
@@ -49,7 +47,6 @@ def fill_rows(
         for index in range(first_wanted, first_wanted + segments[4, segment]):
             logit_rows[index] = row + wanted[index]
         row += rows
-        drafts += rows if drafted else 0
         first_wanted += segments[4, segment]
         first_page += segments[5, segment]
     token_ids[row:] = 0
@@ -57,4 +54,3 @@ def fill_rows(
     slots[row:] = 0
     draft_mask[row:] = 0
     logit_rows[first_wanted:] = logit_rows[0] if first_wanted else 0
-    return drafts

@@ -85,7 +85,8 @@ class _Graph:
 
     def land(self, layout: Layout) -> ForwardBatch:
         """Copies a batch of the bucket to where the graph reads it; the host does not wait for that."""
-        return layout.batch(self._tensors, layout.land(next(self._stagings), self.buffer))
+        layout.land(next(self._stagings), self.buffer)
+        return layout.batch(self._tensors)
 
 
 class ForwardGraphs:
@@ -122,7 +123,7 @@ class ForwardGraphs:
         layout = lay_out(segments, self.shape, tokens, sizes)
         if layout.cut.sizes not in sizes:
             return None
-        bucket = Bucket(tokens, layout.cut.sizes.merges > 0, layout.drafted and self.model.adapter is not None)
+        bucket = Bucket(tokens, layout.cut.sizes.merges > 0, layout.draft_count > 0 and self.model.adapter is not None)
         with torch.inference_mode():
             return self._graphs[bucket].land(layout)
 

@@ -67,9 +67,11 @@ def test_what_lands_on_a_device_is_the_batch_whatever_was_there(asked: list[Segm
     clean, used = Staging(forms, pinned=False), Staging(forms, pinned=False)
     clean.buffer.zero_()
     used.buffer.fill_(0x55)
-    before = layout.batch(clean.tensors, layout.write(clean))
+    layout.write(clean)
+    before = layout.batch(clean.tensors)
     buffer = torch.full_like(used.buffer, 0x55)
-    landed = layout.batch(tensors_in(buffer, forms), layout.land(used, buffer))
+    layout.land(used, buffer)
+    landed = layout.batch(tensors_in(buffer, forms))
     assert before.work is not None
     assert landed.work is not None
     held = sum(-(-one.end // PAGE) for one in asked)
