@@ -160,8 +160,9 @@ def measured(rung: Rung, canvases: int, context: int, forward_s: float, seed: in
 def waited_for(timeline: Timeline, kv_tokens: int, seed: int) -> EngineCore:
     """The engine's loop around a device of that time."""
     model = cast(Any, AbsentModel(timeline, seed))
-    executor = Executor(model, -(-kv_tokens // BLOCK) + 1, BLOCK, record=lambda call: call)
+    executor = Executor(model, -(-kv_tokens // BLOCK) + 1, BLOCK)
     executor.on_kernels = True
+    executor.record_graphs(lambda call: call)
     return core_around(executor)
 
 

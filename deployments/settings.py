@@ -11,7 +11,7 @@ from deployments.keys import ApiKey
 from deployments.tiers import DEFAULT_TIER, SERVICE_TIERS, TIERS, Tier, capacity_share
 from engine.checkpoint.config import ModelConfig
 from engine.checkpoint.memory import check_tensor_parallel
-from engine.config import Quantization, check_products
+from engine.config import Quantization, check_graphs, check_products
 from engine.errors import CheckpointError
 
 SHIPPED_MODEL = Path(__file__).parent.parent / "engine" / "tiny" / "checkpoint"
@@ -124,11 +124,9 @@ class AppArgs(BaseModel):
     @model_validator(mode="after")
     def _ranks_can_be_placed(self) -> AppArgs:
         check_products(self.quantization, self.batch_invariant, self.narrow_products, self.tp)
-        if self.cuda_graphs and (not self.replica_gpus or self.tp > 1):
-            raise ValueError(
-                f"cuda_graphs is true with replica_gpus {self.replica_gpus} and tp {self.tp}; allowed: replica_gpus 1 "
-                "and tp 1"
-            )
+        if self.cuda_graphs and not self.replica_gpus:
+            raise ValueError(f"cuda_graphs is true with replica_gpus {self.replica_gpus}; allowed: replica_gpus 1")
+        check_graphs(self.cuda_graphs, self.tp, self.tp_backend)
         if self.tp == 1:
             return self
         if not self.replica_cpus and not self.replica_gpus:

@@ -31,7 +31,7 @@ class EngineConfig(BaseModel):
     cuda_graphs: bool = Field(
         False,
         description="On a GPU: forwards of up to 512 tokens are recorded at start and replayed by one launch each. "
-        "Not with several ranks.",
+        "Several ranks need NCCL between them.",
     )
     narrow_products: bool = Field(
         False,
@@ -69,11 +69,19 @@ class EngineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _graphs_are_possible(self) -> EngineConfig:
-        if self.cuda_graphs and (self.device != "cuda" or self.tp > 1):
-            raise ValueError(
-                f"cuda_graphs is true with device {self.device!r} and tp {self.tp}; allowed: device 'cuda' and tp 1"
-            )
+        if self.cuda_graphs and self.device != "cuda":
+            raise ValueError(f"cuda_graphs is true with device {self.device!r}; allowed: device 'cuda'")
+        check_graphs(self.cuda_graphs, self.tp, self.tp_backend)
         return self
+
+
+def check_graphs(cuda_graphs: bool, tp: int, tp_backend: str) -> None:
+    """Raises ValueError where the ranks' exchange waits for the host."""
+    if cuda_graphs and tp > 1 and tp_backend == "gloo":
+        raise ValueError(
+            f"cuda_graphs is true with tp {tp} and tp_backend 'gloo'; allowed: tp_backend 'nccl' or 'auto' (a graph "
+            "cannot wait for the host)"
+        )
 
 
 def check_products(quantization: Quantization, batch_invariant: bool, narrow_products: bool, tp: int) -> None:

@@ -183,7 +183,7 @@ class EngineCore:
         Nobody may be waiting for a place in them.
         """
         executor = self.executor
-        if executor.keeps_logits or executor.group is not None or self.postprocessor.observer is not None:
+        if executor.keeps_logits or self.postprocessor.observer is not None:
             return Row()
         if self.waiting or len(work) < len(self.running):
             return Row()

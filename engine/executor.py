@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from engine.device_batch import build_device_batch, on_device
 from engine.graphs import ForwardGraphs
 from engine.group.flat_asked import encode_asked
 from engine.group.flat_batch import encode_segments
-from engine.group.wire import Kind
+from engine.group.wire import Kind, number
 from kernels.reach_work import ReachShape, SplitRule, tiles_for
 from kernels.switch import use_triton
 
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from engine.batch import ForwardBatch
     from engine.decoding.choice import Choice
     from engine.decoding.head import Asked
-    from engine.decoding.unmask import Drafting
+    from engine.decoding.unmask import Canvases, Drafting
     from engine.graphs import Record
     from engine.group.leader import Group
     from engine.model.transformer import Transformer
+
+C = TypeVar("C", bound="Canvases")
 
 
 class Executor:
@@ -42,7 +44,7 @@ class Executor:
             null page.
         on_kernels: whether batches are laid out for the Triton kernels, and so run on them (`kernels/switch.py`).
         group: the other ranks, for rank 0 of several. splits: how reach attention's kernel cuts long contexts.
-        graphs: of the forward, where it was asked for (`engine/graphs.py`).
+        graphs: of the forward, once they were recorded (`engine/graphs.py`).
     """
 
     def __init__(
@@ -52,9 +54,7 @@ class Executor:
         page_size: int,
         group: Group | None = None,
         splits: SplitRule | None = None,
-        record: Record | None = None,
     ) -> None:
-        """`record`: how graphs are recorded, for one rank on the kernels; None = none are."""
         config = model.config
         self.model = model
         self.group = group
@@ -72,7 +72,7 @@ class Executor:
             dtype=model.dtype,
             device=model.device,
         )
-        self.graphs = None if record is None else ForwardGraphs(model, self.kv, self.shape, record)
+        self.graphs: ForwardGraphs | None = None
 
     @cached_property
     def shape(self) -> ReachShape:
@@ -81,14 +81,21 @@ class Executor:
         heads, kv_heads = config.num_heads // config.num_kv_heads, config.num_kv_heads
         return ReachShape(heads, kv_heads, self.page_size, tiles_for(self.model.dtype), self.splits)
 
+    def record_graphs(self, record: Record) -> None:
+        """Records the forward's graphs, on the kernels; by all ranks of a group at once, who have met."""
+        self.graphs = ForwardGraphs(self.model, self.kv, self.shape, record)
+
     def batch(self, segments: list[Segment]) -> ForwardBatch:
-        """Lays out the next forward, on the model's device; the next call must be `choose`, or `run` where logits
-        are kept, because the other ranks begin at once.
+        """Lays out the next forward, on the model's device; the next call must be `choose` or `denoise`, or `run` where
+        logits are kept, because the other ranks begin at once.
 
         Raises RankFailed when one of them is gone.
         """
+        return self._laid_out(segments, Kind.STEP)
+
+    def _laid_out(self, segments: list[Segment], kind: Kind) -> ForwardBatch:
         if self.group is not None:
-            self.group.tell(Kind.STEP, encode_segments(segments))
+            self.group.tell(kind, encode_segments(segments))
         if self.graphs is not None and (laid_out := self.graphs.batch(segments)) is not None:
             return laid_out
         config, dtype = self.model.config, self.model.dtype
@@ -114,45 +121,44 @@ class Executor:
         """
         with self._naming_failed_ranks(), torch.inference_mode():
             hidden = self._forward(batch)
-            asked = ask()
-            if self.group is not None:
-                self.group.tell(Kind.ASK, encode_asked(asked))
-            return head_choice(self.model, hidden, batch.logit_rows[: batch.wanted], asked.to(self.kv.device))
+            asked = self._told(ask())
+            return head_choice(self.model, hidden, batch.logit_rows[: batch.wanted], asked)
 
-    def denoise(self, batch: ForwardBatch, begin: Callable[[], Drafting], steps: int) -> Drafting:
+    def denoise(self, batch: ForwardBatch, begin: Callable[[], Drafting[C]], steps: int) -> Drafting[C]:
         """So many steps of the canvases, which are all of the batch; each sees what the one before has committed.
 
-        `begin` is called while the device runs the first forward. The host waits for none of them. Not for several
-        ranks, nor for rows with top-k or top-p, which are fetched.
+        `begin` is called while the device runs the first forward; what it asks is on the CPU, and moved. The host waits
+        for none of the steps; rows with top-k or top-p are fetched, so they have one. Raises RankFailed as `choose`.
         """
-        with torch.inference_mode():
+        with self._naming_failed_ranks(), torch.inference_mode():
             hidden = self._forward(batch)
             drafting = begin()
+            drafting.asked = self._told(drafting.asked)
             self._commit(batch, drafting, hidden)
             self._denoise_on(batch, drafting, steps - 1)
         return drafting
 
-    def denoise_on(self, batch: ForwardBatch, drafting: Drafting, steps: int) -> None:
+    def denoise_on(self, batch: ForwardBatch, drafting: Drafting[C], steps: int) -> None:
         """So many more steps, whether or not the host has seen what the ones before have committed."""
-        with torch.inference_mode():
+        with self._naming_failed_ranks(), torch.inference_mode():
             self._denoise_on(batch, drafting, steps)
 
     def look(self, segments: list[Segment], ask: Callable[[], Asked], tokens: Tensor) -> Choice:
         """A forward over tokens that the device has just chosen and the host has not seen: it waits for nothing, and
         lays the forward out while the device runs the one before.
 
-        Not for several ranks, nor for rows with top-k or top-p.
+        Not for rows with top-k or top-p. Raises RankFailed as `choose`.
 
         Args:
             segments: of their tokens only the number counts.
             ask: gives what the rows are asked, on the CPU; a token to judge is that of the row after it.
-            tokens: int64, of all segments, one after the other, on the device.
+            tokens: int64, of all segments, one after the other, on the device; of another rank than 0 any.
         """
-        with torch.inference_mode():
-            batch = self.batch(segments)
-            batch.token_ids[: batch.query_tokens] = tokens
+        with self._naming_failed_ranks(), torch.inference_mode():
+            batch = self._laid_out(segments, Kind.LOOK)
+            batch.token_ids[: batch.query_tokens] = self.model.parallel.broadcast(tokens)
             hidden = self._forward(batch)
-            asked = ask().to(self.kv.device)
+            asked = self._told(ask())
             rows = batch.logit_rows[: batch.wanted]
             given = asked.rules.given
             following = batch.token_ids[(rows + 1).clamp(max=len(batch.token_ids) - 1)]
@@ -173,14 +179,22 @@ class Executor:
             # Tokens are chosen from logits on the CPU (`keeps_logits`).
             return self.model.logits(hidden, batch.logit_rows)[: batch.wanted].float().cpu()
 
-    def _denoise_on(self, batch: ForwardBatch, drafting: Drafting, steps: int) -> None:
+    def _told(self, asked: Asked) -> Asked:
+        """What the rows are asked, on the device; the other ranks hear of it."""
+        if self.group is not None:
+            self.group.tell(Kind.ASK, encode_asked(asked))
+        return asked.to(self.kv.device)
+
+    def _denoise_on(self, batch: ForwardBatch, drafting: Drafting[C], steps: int) -> None:
+        if self.group is not None and steps:
+            self.group.tell(Kind.AGAIN, number(steps))
         rows = batch.logit_rows[: batch.wanted]
         for _ in range(steps):
-            batch.token_ids[rows] = drafting.canvases.next_step()
+            batch.token_ids[rows] = self.model.parallel.broadcast(drafting.canvases.next_step())
             drafting.asked.next_step()
             self._commit(batch, drafting, self._forward(batch))
 
-    def _commit(self, batch: ForwardBatch, drafting: Drafting, hidden: Tensor) -> None:
+    def _commit(self, batch: ForwardBatch, drafting: Drafting[C], hidden: Tensor) -> None:
         rows = batch.logit_rows[: batch.wanted]
         drafting.canvases.commit(head_choice(self.model, hidden, rows, drafting.asked))
 

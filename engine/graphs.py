@@ -90,7 +90,8 @@ class _Graph:
 
 
 class ForwardGraphs:
-    """The graphs of one model and its K/V, all recorded when it is made; for one rank alone.
+    """The graphs of one model and its K/V, all recorded when it is made: by all ranks of a group at once, with NCCL
+    between them, and each rank replays its own.
 
     Attributes:
         replays: forwards that were replayed so far.

@@ -59,12 +59,15 @@ def load_executor(path: Path, model: ModelConfig, config: EngineConfig, launcher
         quantization=config.quantization,
         batch_invariant=config.batch_invariant,
         narrow_products=config.narrow_products,
+        cuda_graphs=config.cuda_graphs,
     )
     if config.tp == 1:
         part = load_part(spec, 0)
         splits = FIXED if config.batch_invariant else None
-        record = CudaRecorder() if config.cuda_graphs else None
-        return Executor(part, _pages(model, config, part), model.block_size, splits=splits, record=record)
+        executor = Executor(part, _pages(model, config, part), model.block_size, splits=splits)
+        if config.cuda_graphs:
+            executor.record_graphs(CudaRecorder())
+        return executor
     return _load_group(spec, model, config, launcher or WorkerProcess)
 
 
@@ -138,6 +141,9 @@ def _load_group(spec: RankSpec, model: ModelConfig, config: EngineConfig, launch
         if spec.backend == "gloo":
             # All have met, and gloo asks the store for nothing more; NCCL may.
             group.remove_directory()
+        if spec.cuda_graphs:
+            executor.record_graphs(CudaRecorder())
+            group.await_all(Kind.RECORDED)
     except BaseException:
         group.close()
         raise

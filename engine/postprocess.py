@@ -90,10 +90,11 @@ class Postprocessor:
         """What the head is asked about the forward's wanted rows where it keeps no logits."""
         return ask([_row_block(item) for item in work], self.mask_token_id)
 
-    def drafting(self, work: list[Work], device: torch.device) -> Drafting:
-        """What several steps in a row of a forward of drafts alone need; `drafted` is to follow."""
+    def drafting(self, work: list[Work], device: torch.device) -> Drafting[DeviceCanvases]:
+        """What several steps in a row of a forward of drafts alone need, what is asked on the CPU; `drafted` is to
+        follow."""
         canvases = DeviceCanvases([_draft(item, row) for item, row in _with_rows(work)], device, self.mask_token_id)
-        return Drafting(canvases, self.ask(work).to(device))
+        return Drafting(canvases, self.ask(work))
 
     def advance(self, work: list[Work], outcome: Tensor | Choice) -> None:
         """Advances every sequence of the forward.

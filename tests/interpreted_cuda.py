@@ -10,12 +10,16 @@ import pytest
 import torch
 
 from engine import graphs
+from engine.config import EngineConfig
+from engine.engine import Engine
 from engine.graphs import recorded
 from engine.packing import fetched, moved
 from kernels.activation import swiglu_torch, swiglu_triton
 from kernels.switch import VARIABLE
-from tests.engine.serving import PROMPTS, answer, first_layer_of_golden, load
+from tests.engine.serving import PROMPTS, answer, last_layer_of_golden, load
 from tests.simulated_cuda import CudaTensor, simulated
+from tests.simulated_nccl import SimulatedNccl, nccl
+from tests.simulated_rank import TOKENS, SimulatedRank
 
 SHORT = {"max_tokens": 6, "ignore_eos": True, "temperature": 0}
 REQUESTS: list[dict[str, Any]] = [
@@ -93,7 +97,7 @@ def test_a_graph_keeps_the_numbers_of_the_host_and_sees_those_of_the_device() ->
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return first_layer_of_golden(tmp_path_factory.mktemp("checkpoint"))
+    return last_layer_of_golden(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.mark.parametrize("in_graphs", [False, True])
@@ -104,7 +108,7 @@ def test_the_answers_are_those_of_the_cpu(checkpoint: Path, in_graphs: bool, mon
         patch.setenv(VARIABLE, "torch")
         plain = load(checkpoint, kv_tokens=2048, prefix_reuse=False)
         want = [one.token_ids for one in answer(plain, together)]
-    monkeypatch.setattr(graphs, "TOKENS", (8, 32))
+    monkeypatch.setattr(graphs, "TOKENS", TOKENS)
     monkeypatch.setenv(VARIABLE, "auto")
     with simulated() as gpu:
         engine = load(checkpoint, kv_tokens=2048, prefix_reuse=False, device="cuda", cuda_graphs=in_graphs)
@@ -119,3 +123,28 @@ def test_the_answers_are_those_of_the_cpu(checkpoint: Path, in_graphs: bool, mon
             if not request[1].get("top_k"):
                 often = 0.6 if request[1]["decoding"] in ("ar", "self_speculation") else 1.0
                 assert gpu.waits <= often * one.report.forwards
+
+
+def test_two_ranks_in_graphs_give_the_answers_of_one(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU each, NCCL between them, inside the graphs and out."""
+    some = list(zip(PROMPTS, [REQUESTS[place] for place in (0, 1, 3, 4)], strict=False))
+    with monkeypatch.context() as patch:
+        patch.setenv(VARIABLE, "torch")
+        plain = load(checkpoint, kv_tokens=2048, prefix_reuse=False)
+        want = [one.token_ids for one in answer(plain, some)]
+    monkeypatch.setattr(graphs, "TOKENS", TOKENS)
+    monkeypatch.setenv(VARIABLE, "auto")
+    config = EngineConfig(
+        device="cuda", dtype="float32", tp=2, cuda_graphs=True, threads=1, kv_tokens=2048, prefix_reuse=False
+    )
+    with simulated() as gpu, nccl():
+        engine = Engine.from_pretrained(checkpoint, config, launcher=SimulatedRank)
+        try:
+            assert isinstance(engine.core.executor.model.parallel._group, SimulatedNccl)
+            assert [one.token_ids for one in answer(engine, some)] == want
+            gpu.waits = gpu.replays = 0
+            (one,) = answer(engine, some[1:2])
+            assert one.token_ids == want[1]
+            assert gpu.replays == one.report.forwards >= gpu.waits
+        finally:
+            engine.close()

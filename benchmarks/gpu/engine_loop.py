@@ -55,7 +55,10 @@ class Answers:
 def core_of(model: Transformer, kv_tokens: int, record: Record | None = None) -> EngineCore:
     """An engine's loop around `model` with K/V for so many tokens; `record`: its forwards run in graphs."""
     page_size = model.config.block_size
-    return core_around(Executor(model, -(-kv_tokens // page_size) + 1, page_size, record=record))
+    executor = Executor(model, -(-kv_tokens // page_size) + 1, page_size)
+    if record is not None:
+        executor.record_graphs(record)
+    return core_around(executor)
 
 
 def core_around(executor: Executor) -> EngineCore:

@@ -68,8 +68,12 @@ def drafts_end(sequences: Iterable[Sequence], steps: int) -> bool:
 
 
 def _is_certain(sequence: Sequence) -> bool:
-    """Whether what its next steps are depends on no token, and the host has no part in them."""
-    return sequence.phase is Phase.DRAFT and sequence.rung.known_steps and not _asks_the_host(sequence)
+    """Whether what its next steps are depends on no token but a stop, and the host has no part in them."""
+    if sequence.phase is not Phase.DRAFT or not sequence.rung.known_steps or _asks_the_host(sequence):
+        return False
+    # Where `max_tokens` cuts the canvas, diffusion is done once no mask lies before that.
+    canvas = sequence.open_canvas
+    return not sequence.rung.is_diffusion or usable_length(sequence, canvas) == len(canvas.tokens)
 
 
 def _asks_the_host(sequence: Sequence) -> bool:
@@ -79,8 +83,8 @@ def _asks_the_host(sequence: Sequence) -> bool:
 
 
 def _steps_for_certain(sequence: Sequence) -> int:
-    """Draft steps that cannot turn out to be fewer, nor need the host: without a threshold, another policy, top-k or
-    top-p."""
+    """Draft steps that cannot turn out to be fewer but by a stop, nor need the host: without a threshold, another
+    policy, top-k or top-p."""
     return max(1, _most_steps(sequence)) if _is_certain(sequence) else 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 
 Draft = tuple[Sequence, Canvas, list[int], int]
 """A sequence, its canvas, the canvas's wanted offsets, and the row of the choice where they start."""
+
+
+class Canvases(Protocol):
+    """What steps in a row are done to."""
+
+    def commit(self, choice: Choice) -> None:
+        """One step."""
+
+    def next_step(self) -> Tensor:
+        """Goes on to another one. Returns the tokens of the forward's wanted rows, int64 `[wanted]`, on the device."""
+
+
+C = TypeVar("C", bound=Canvases)
 
 
 class DeviceCanvases:
@@ -140,10 +153,10 @@ class DeviceCanvases:
 
 
 @dataclass(slots=True)
-class Drafting:
-    """Canvases through several steps in a row, and what the head is asked about their slots, both on the device."""
+class Drafting(Generic[C]):
+    """Canvases through several steps in a row, and what the head is asked about their slots."""
 
-    canvases: DeviceCanvases
+    canvases: C
     asked: Asked
 
 

@@ -12,13 +12,15 @@ STOP_S = 5.0
 
 
 class WorkerProcess:
-    """A worker in a child process of this one."""
+    """A worker in a child process of this one, which runs `module`."""
+
+    module = "engine.group.worker"
 
     def __init__(self, directory: str, rank: int) -> None:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         # A session of its own: Ctrl-C is for rank 0, and the worker ends with it.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "engine.group.worker", directory, str(rank)],
+            [sys.executable, "-m", self.module, directory, str(rank)],
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path},
             stdin=subprocess.DEVNULL,
             start_new_session=True,

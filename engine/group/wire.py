@@ -27,7 +27,10 @@ class Kind(IntEnum):
     MEET = 6  # rank 0: connect to the other ranks, then wait for forwards []
     STEP = 7  # rank 0: run this [segments, int64]
     FAILED = 8  # worker: why it ends [text]
-    ASK = 9  # rank 0, after STEP where no logits are kept: what of each row is wanted [rules, see `flat_asked.py`]
+    ASK = 9  # rank 0, after STEP or LOOK where no logits are kept: what of each row is wanted [rules, `flat_asked.py`]
+    AGAIN = 10  # rank 0: run the last batch so many times more, its canvases' tokens from rank 0's device [int64]
+    LOOK = 11  # rank 0: as STEP, all tokens from rank 0's device [segments, int64]
+    RECORDED = 12  # worker, after MEET where graphs are asked for: they are there []
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class RankSpec:
     Attributes:
         path: checkpoint directory. dtype: torch's name of the arithmetic type. threads: torch threads of each rank;
             the same number, because a batch is padded by it. device: `cpu` or `cuda`. store: file at which the ranks
-            meet. quantization, batch_invariant, narrow_products: as in `EngineConfig`.
+            meet. quantization, batch_invariant, narrow_products, cuda_graphs: as in `EngineConfig`.
     """
 
     path: str
@@ -50,6 +53,7 @@ class RankSpec:
     quantization: str = "none"
     batch_invariant: bool = False
     narrow_products: bool = False
+    cuda_graphs: bool = False
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -75,6 +79,13 @@ class Channel:
         """Waits for the next message, without using the CPU. Raises EOFError when the other end is gone."""
         kind, size = _HEADER.unpack(self._read(_HEADER.size))
         return Kind(kind), self._read(size)
+
+    def expect(self, wanted: Kind) -> bytearray:
+        """The payload of the next message. Raises RuntimeError if it is of another kind, EOFError as `receive`."""
+        kind, payload = self.receive()
+        if kind is not wanted:
+            raise RuntimeError(f"{kind.name} was said where {wanted.name} was expected")
+        return payload
 
     def shut(self) -> None:
         """Ends both directions; whoever waits at either end wakes."""

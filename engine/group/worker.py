@@ -54,39 +54,30 @@ def run_worker(directory: str, rank: int) -> None:
 
 
 def _serve(channel: Channel, rank: int) -> None:
-    spec = RankSpec.from_bytes(_expect(channel, Kind.SPEC))
+    spec = RankSpec.from_bytes(channel.expect(Kind.SPEC))
     # torch is loaded after joining, so that rank 0 hears of a worker early.
     import torch
 
     from engine.executor import Executor
-    from engine.group.flat_asked import decode_asked
-    from engine.group.flat_batch import decode_segments
+    from engine.graphs import CudaRecorder
+    from engine.group.follower import Follower
     from engine.loading import load_part
     from engine.model.parallel import file_store
 
     torch.set_num_threads(spec.threads)
     model = load_part(spec, rank)
     channel.send(Kind.LOADED)
-    pages = read_number(_expect(channel, Kind.MEMORY))
+    pages = read_number(channel.expect(Kind.MEMORY))
     executor = Executor(model, pages, model.config.block_size)
     channel.send(Kind.READY)
-    _expect(channel, Kind.MEET)
+    channel.expect(Kind.MEET)
     model.parallel.connect(file_store(Path(spec.store), spec.size), spec.backend, model.device)
+    if spec.cuda_graphs:
+        executor.record_graphs(CudaRecorder())
+        channel.send(Kind.RECORDED)
+    follower = Follower(executor, channel)
     while True:
-        # Between two forwards it waits here, without using the CPU.
-        batch = executor.batch(decode_segments(_expect(channel, Kind.STEP)))
-        # What it makes of them is rank 0's to use, which has this rank's part by then.
-        if executor.keeps_logits:
-            executor.run(batch)
-        else:
-            executor.choose(batch, lambda: decode_asked(_expect(channel, Kind.ASK)))
-
-
-def _expect(channel: Channel, wanted: Kind) -> bytearray:
-    kind, payload = channel.receive()
-    if kind is not wanted:
-        raise RuntimeError(f"rank 0 said {kind.name} where {wanted.name} was expected")
-    return payload
+        follower.follow()
 
 
 def _leave_with_leader(file: int, done: threading.Event) -> None:

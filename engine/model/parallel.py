@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,6 +67,25 @@ def rank_config(config: ModelConfig, size: int) -> ModelConfig:
     )
 
 
+class _Options(NamedTuple):
+    """How the collectives run."""
+
+    reduce: Any
+    gather: Any
+    broadcast: Any
+
+    @staticmethod
+    def in_line() -> _Options:
+        """On the stream that computes: on one of their own, which NCCL takes by default, each would have to be waited
+        for at both ends."""
+        from torch._C import _distributed_c10d as c10d
+
+        options = _Options(c10d.AllreduceOptions(), c10d.AllgatherOptions(), c10d.BroadcastOptions())
+        for one in options:
+            one.asyncOp = False
+        return options
+
+
 class TensorParallel:
     """One rank's place in its group, and the group's collectives. Alone (size 1) they cost nothing.
 
@@ -80,6 +99,7 @@ class TensorParallel:
     def __init__(self, shard: Shard = WHOLE) -> None:
         self.shard = shard
         self._group: Any = None
+        self._options: Any = None
         self._ordered = True
 
     def connect(self, store: Any, backend: Backend, device: torch.device) -> None:
@@ -93,6 +113,7 @@ class TensorParallel:
         rank, size = self.shard.rank, self.shard.size
         if size > 1:
             self._group = _process_group(store, rank, size, backend)
+            self._options = _Options.in_line()
             self._ordered = backend == "gloo"
             # NCCL makes its connections at the first collective: better now than under the first request.
             self.all_reduce(torch.ones(1, device=device))
@@ -107,13 +128,19 @@ class TensorParallel:
         if self.shard.size == 1:
             return x
         if not self._ordered:
-            self._group.allreduce([x]).wait()
+            self._group.allreduce([x], self._options.reduce).wait()
             return x
         first, *others = self._parts(x)
         total = first.float()
         for part in others:
             total += part
         return total.to(x.dtype)
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        """Rank 0's `x`, the same bits on each; of the other ranks' only shape and dtype count."""
+        if self.shard.size > 1:
+            self._group.broadcast([x], self._options.broadcast).wait()
+        return x
 
     def all_gather(self, x: Tensor) -> Tensor:
         """All ranks' `x`, stacked in the order of the ranks: `[size, *x.shape]`."""
@@ -122,7 +149,7 @@ class TensorParallel:
         if self._ordered:
             return torch.stack(self._parts(x))
         gathered = x.new_empty((self.shard.size * x.shape[0], *x.shape[1:]))
-        self._group._allgather_base(gathered, x.contiguous()).wait()
+        self._group._allgather_base(gathered, x.contiguous(), self._options.gather).wait()
         return gathered.view(self.shard.size, *x.shape)
 
     def join_columns(self, x: Tensor) -> Tensor:

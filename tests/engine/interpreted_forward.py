@@ -30,7 +30,10 @@ def executor(dtype: torch.dtype, record: Record | None = None, layers: int = LAY
         (0.1 * torch.randn(4, 128, generator=draw), 0.1 * torch.randn(96, 4, generator=draw)) for _ in range(layers)
     ]
     model = Transformer(ModelConfig.from_dict(raw), tensors, DraftAdapter(tuple(low_rank), 4.0))
-    return Executor(model, 40, PAGE, splits=SplitRule(keys=64), record=record)
+    made = Executor(model, 40, PAGE, splits=SplitRule(keys=64))
+    if record is not None:
+        made.record_graphs(record)
+    return made
 
 
 def segment(draw: torch.Generator, start: int, rows: int, causal: bool, drafted: bool, pages: list[int]) -> Segment:

@@ -15,8 +15,10 @@ from engine.decoding import canvas
 from engine.decoding.choice import Choice
 from engine.engine import Engine
 from engine.executor import Executor
+from engine.group.leader import Group
+from engine.group.wire import Kind
 from kernels.switch import VARIABLE
-from tests.engine.serving import PROMPTS, Answer, answer, first_layer_of_golden, load
+from tests.engine.serving import PROMPTS, Answer, answer, last_layer_of_golden, load
 
 BLOCK = {"decoding": "diffusion", "block_length": 4, "max_tokens": 5, "temperature": 0, "ignore_eos": True}
 """A whole block and the token after it: nothing ends inside the block."""
@@ -44,7 +46,7 @@ SPECULATIONS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return first_layer_of_golden(tmp_path_factory.mktemp("checkpoint"))
+    return last_layer_of_golden(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +63,16 @@ def answers(
     executor = engine.core.executor
     assert not executor.keeps_logits
     count = 0
-    lay_out = type(executor).batch
+    lay_out = type(executor)._laid_out
 
-    def counted(self: Any, segments: list[Segment]) -> ForwardBatch:
+    def counted(self: Any, segments: list[Segment], kind: Kind) -> ForwardBatch:
         nonlocal count
         count += 1
-        return lay_out(self, segments)
+        return lay_out(self, segments, kind)
 
     with monkeypatch.context() as patch:
         patch.setenv(VARIABLE, "triton")
-        patch.setattr(type(executor), "batch", counted)
+        patch.setattr(type(executor), "_laid_out", counted)
         return answer(engine, list(zip(PROMPTS, requests, strict=False))), count
 
 
@@ -321,3 +323,43 @@ def test_where_pages_are_few_nobody_takes_them_ahead(
     got, _ = seen(small, requests, monkeypatch)
     assert [one.token_ids for one in got] == [one.token_ids for one in want]
     assert small.core.counters.forwards > max(one.report.forwards for one in want)
+
+
+def test_two_ranks_go_on_together(checkpoint: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of every kind, alone and several at once: the answers of one rank, and workers hear only what they need."""
+    said: list[Kind] = []
+    tell = Group.tell
+
+    def heard(self: Group, kind: Kind, payload: bytes | memoryview = b"") -> None:
+        said.append(kind)
+        tell(self, kind, payload)
+
+    rows = [
+        ([one | {"audit": "score"} for one in requests], kind)
+        for requests, kind in (
+            (FIXED[:1], Kind.AGAIN),
+            (UNCERTAIN[2], Kind.AGAIN),
+            (SPECULATIONS[1:2], Kind.LOOK),
+            (ARS[1:2], Kind.LOOK),
+        )
+    ]
+    wanted = [answers(engine, requests, monkeypatch)[0] for requests, _ in rows]
+    half = engine.model_config.vocab_size // 2
+    for want in wanted[1:]:
+        assert {token < half for one in want for token in one.token_ids} == {True, False}, "of both ranks' parts"
+    monkeypatch.setattr(Group, "tell", heard)
+    monkeypatch.setenv(VARIABLE, "triton")
+    two = load(checkpoint, kv_tokens=2048, prefix_reuse=False, tp=2)
+    try:
+        for (requests, kind), want in zip(rows, wanted, strict=True):
+            said.clear()
+            got, laid_out = answers(two, requests, monkeypatch)
+            for one, other in zip(got, want, strict=True):
+                assert one.token_ids == other.token_ids
+                assert one.report.forwards == other.report.forwards
+                assert one.report.audit_logprob == pytest.approx(other.report.audit_logprob, abs=1e-4)
+            assert kind in said
+            assert said.count(Kind.ASK) == said.count(Kind.STEP) + said.count(Kind.LOOK) == laid_out
+            assert said.count(Kind.STEP) < max(one.report.forwards for one in got)
+    finally:
+        two.close()

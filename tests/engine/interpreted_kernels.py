@@ -15,7 +15,7 @@ from engine.model.fixed_linear import FixedLinear
 from engine.model.narrow_linear import NarrowLinear
 from engine.sampling import pick
 from kernels.switch import VARIABLE
-from tests.engine.serving import MODES, PROMPTS, Answer, answer, first_layer_of_golden, load
+from tests.engine.serving import MODES, PROMPTS, Answer, answer, last_layer_of_golden, load
 
 SHORT = {"max_tokens": 6, "ignore_eos": True}
 REQUESTS: list[dict[str, Any]] = []
@@ -37,14 +37,14 @@ REQUESTS += [
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return first_layer_of_golden(tmp_path_factory.mktemp("checkpoint"))
+    return last_layer_of_golden(tmp_path_factory.mktemp("checkpoint"))
 
 
 def answers(checkpoint: Path, kernels: str, monkeypatch: pytest.MonkeyPatch) -> list[Answer]:
     monkeypatch.setenv(VARIABLE, kernels)
     engine = load(checkpoint, kv_tokens=2048)
     assert engine.core.executor.keeps_logits == (kernels == "torch")
-    return answer(engine, [(PROMPTS[place], fields) for place, fields in enumerate(REQUESTS)])
+    return answer(engine, [(PROMPTS[place % len(PROMPTS)], fields) for place, fields in enumerate(REQUESTS)])
 
 
 def test_answers_are_those_of_the_cpu(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

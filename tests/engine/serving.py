@@ -18,7 +18,8 @@ from engine.plan import Plan
 from engine.request import GenerationOptions
 from tests.oracle.golden_cases import CASES, GOLDEN
 
-PROMPTS: list[list[int]] = [case["prompt"] for case in CASES]
+PROMPTS: list[list[int]] = [list(prompt) for prompt in dict.fromkeys(tuple(case["prompt"]) for case in CASES)]
+"""Of the golden cases, each once."""
 
 MODES: dict[str, dict[str, Any]] = {
     "ar": {"decoding": "ar"},
@@ -47,14 +48,18 @@ class Answer:
     report: Report = field(default_factory=Report)
 
 
-def first_layer_of_golden(directory: Path) -> Path:
-    """The golden checkpoint without its layers but the first, in `directory`: for what is slow and needs no depth."""
+def last_layer_of_golden(directory: Path) -> Path:
+    """The golden checkpoint without its layers but the last, in `directory`: for what is slow and needs no depth.
+
+    By its last layer alone it speaks of many things; by its first, of one token.
+    """
     raw = json.loads((GOLDEN / "config.json").read_text())
+    last = f".layers.{raw['num_hidden_layers'] - 1}."
     for name in ("model.safetensors", "linear_spec_lora/adapter_model.safetensors"):
         kept = {
-            key: tensor
+            key.replace(last, ".layers.0."): tensor
             for key, tensor in load_file(GOLDEN / name).items()
-            if ".layers." not in key or ".layers.0." in key
+            if ".layers." not in key or last in key
         }
         (directory / name).parent.mkdir(exist_ok=True)
         save_file(kept, directory / name)

@@ -17,7 +17,7 @@ from engine.engine import Engine
 from tests.engine.serving import MODES, PROMPTS, answer, ask
 from tests.oracle.golden_cases import GOLDEN
 
-SOME = PROMPTS[3::12]
+SOME = PROMPTS[2:]
 LENGTHS = (2, 5, 8, 16, 32)
 
 

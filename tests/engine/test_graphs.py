@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -31,16 +32,32 @@ def test_without_splits_there_is_room_for_a_row_each_and_nothing_to_merge(tokens
     assert not sizes.has_room_for(Bucket(tokens, True, True).sizes)
 
 
-@pytest.mark.parametrize("fields", [{"device": "cpu"}, {"device": "cuda", "tp": 2}])
-def test_graphs_need_one_gpu(fields: dict[str, object]) -> None:
-    with pytest.raises(ValidationError, match=r"cuda_graphs is true with .*; allowed: device 'cuda' and tp 1"):
+GLOO = r"cuda_graphs is true with tp 2 and tp_backend 'gloo'; allowed: tp_backend 'nccl' or 'auto'"
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"device": "cpu"}, "cuda_graphs is true with device 'cpu'; allowed: device 'cuda'"),
+        ({"device": "cuda", "tp": 2, "tp_backend": "gloo"}, GLOO),
+    ],
+)
+def test_graphs_need_gpus_and_no_host_between_them(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
         EngineConfig(cuda_graphs=True, **fields)
-    assert EngineConfig(cuda_graphs=True, device="cuda").cuda_graphs
+    for tp in (1, 2):
+        assert EngineConfig(cuda_graphs=True, device="cuda", tp=tp).cuda_graphs
 
 
-@pytest.mark.parametrize("fields", [{"replica_gpus": 0}, {"replica_gpus": 1, "tp": 2}])
-def test_a_serve_config_says_so_in_its_own_words(fields: dict[str, object]) -> None:
-    allowed = "allowed: replica_gpus 1 and tp 1"
-    with pytest.raises(ValidationError, match=f"cuda_graphs is true with replica_gpus .*; {allowed}"):
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"replica_gpus": 0}, "cuda_graphs is true with replica_gpus 0; allowed: replica_gpus 1"),
+        ({"replica_gpus": 1, "tp": 2, "tp_backend": "gloo"}, GLOO),
+    ],
+)
+def test_a_serve_config_says_so_in_its_own_words(fields: dict[str, object], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
         AppArgs.model_validate({"cuda_graphs": True, **fields})
-    assert AppArgs.model_validate({"cuda_graphs": True, "replica_gpus": 1}).cuda_graphs
+    for tp in (1, 2):
+        assert AppArgs.model_validate({"cuda_graphs": True, "replica_gpus": 1, "tp": tp}).cuda_graphs

@@ -76,6 +76,14 @@ def test_what_may_turn_out_otherwise_is_looked_at(golden_engine: Engine, fields:
     assert steps_without_host([one]) == (7 if fields.keys() & {"threshold", "entropy_bound"} else 1)
 
 
+@pytest.mark.parametrize(("max_tokens", "certain"), [(7, 1), (8, 3), (9, 3)])
+def test_a_canvas_that_the_answers_end_cuts_is_looked_at(golden_engine: Engine, max_tokens: int, certain: int) -> None:
+    """Its first 7 or 8 tokens are the answer's last ones; pending is one of them."""
+    one = drafting(golden_engine, 3, max_tokens=max_tokens)
+    assert steps_in_a_row([one]) == certain
+    assert steps_without_host([one]) == 3
+
+
 def test_together_no_more_steps_than_anybody_may_need(golden_engine: Engine) -> None:
     long, short = (drafting(golden_engine, steps, threshold=0.9) for steps in (8, 3))
     assert steps_without_host([long, short]) == 3

@@ -10,7 +10,7 @@ from engine.engine import Engine
 from tests.engine.serving import MODES, PROMPTS, Answer, answer, ask
 
 EOS = 11
-SOME = PROMPTS[5::40]
+SOME = PROMPTS[::4]
 FEW = ("ar", "self-speculation", "diffusion-threshold", "diffusion-budget", "diffusion-tolerance")
 
 

@@ -10,9 +10,10 @@ from engine.engine import Engine
 from tests.engine.serving import MODES, PROMPTS, Answer, answer, load
 
 NAMES = ("ar", "self-speculation", "diffusion-threshold", "diffusion-budget", "diffusion-exact", "diffusion-score")
+SHORT = PROMPTS[:10]
 REQUESTS: list[tuple[list[int], dict[str, Any]]] = [
     (
-        PROMPTS[index * 4],
+        SHORT[index % len(SHORT)],
         {**MODES[NAMES[index % len(NAMES)]], "temperature": 0, "max_tokens": 70, "ignore_eos": True},
     )
     for index in range(18)

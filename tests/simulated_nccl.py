@@ -1,0 +1,74 @@
+"""NCCL between simulated GPUs, each in a process of its own: gloo carries the numbers.
+
+What NCCL refuses, this refuses: tensors of the CPU. A graph keeps an exchange and repeats it when it is replayed, so
+that ranks whose graphs do not fit together wait for each other for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, distributed
+
+from tests.simulated_cuda import CudaTensor
+
+DEADLOCK = timedelta(seconds=60)
+
+
+class SimulatedNccl:
+    """In the place of `torch.distributed.ProcessGroupNCCL`."""
+
+    Options = SimpleNamespace
+
+    def __init__(self, store: Any, rank: int, size: int, options: Any) -> None:
+        gloo = distributed.ProcessGroupGloo._Options()
+        gloo._timeout = DEADLOCK
+        gloo._devices = [distributed.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+        self._gloo = distributed.ProcessGroupGloo(store, rank, size, gloo)
+
+    def allreduce(self, tensors: list[Tensor], options: Any) -> SimpleNamespace:
+        (x,) = tensors
+        return _done(options, lambda inner: self._gloo.allreduce([inner]).wait(), x)
+
+    def broadcast(self, tensors: list[Tensor], options: Any) -> SimpleNamespace:
+        (x,) = tensors
+        return _done(options, lambda inner: self._gloo.broadcast([inner], options).wait(), x)
+
+    def _allgather_base(self, to: Tensor, x: Tensor, options: Any) -> SimpleNamespace:
+        return _done(options, lambda *inner: self._gloo._allgather_base(*inner).wait(), to, x)
+
+
+@contextlib.contextmanager
+def nccl() -> Iterator[None]:
+    """Inside `simulated`: a build of torch that has NCCL."""
+    with patch.object(distributed, "ProcessGroupNCCL", SimulatedNccl, create=True):
+        yield
+
+
+def _done(options: Any, exchange: Callable[..., Any], *tensors: Tensor) -> SimpleNamespace:
+    """Runs it, and keeps it where a graph is recorded. On a stream of its own a graph would need both ends."""
+    if options.asyncOp:
+        raise RuntimeError("on a stream of its own")
+    inner = []
+    for tensor in tensors:
+        if not isinstance(tensor, CudaTensor):
+            raise RuntimeError(f"No backend type associated with device type cpu: {tensor.shape}")
+        if not tensor.inner.is_contiguous():
+            raise RuntimeError("Tensors must be contiguous")
+        inner.append(tensor.inner)
+
+    def run() -> None:
+        with torch.inference_mode():
+            exchange(*inner)
+
+    recording = tensors[0].gpu.recording  # type: ignore[attr-defined]
+    run()
+    if recording is not None:
+        recording.append(run)
+    return SimpleNamespace(wait=lambda: None)
