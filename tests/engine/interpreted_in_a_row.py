@@ -57,7 +57,10 @@ def engine(checkpoint: Path) -> Engine:
 
 
 def answers(
-    engine: Engine, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    engine: Engine,
+    requests: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    prompts: list[list[int]] = PROMPTS,
 ) -> tuple[list[Answer], int]:
     """The answers, and how many batches were laid out for them."""
     executor = engine.core.executor
@@ -73,7 +76,7 @@ def answers(
     with monkeypatch.context() as patch:
         patch.setenv(VARIABLE, "triton")
         patch.setattr(type(executor), "_laid_out", counted)
-        return answer(engine, list(zip(PROMPTS, requests, strict=False))), count
+        return answer(engine, list(zip(prompts, requests, strict=False))), count
 
 
 def one_at_a_time(
@@ -259,7 +262,12 @@ ARS: list[dict[str, Any]] = [
 ]
 
 
-def seen(engine: Engine, requests: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> tuple[list[Answer], int]:
+def seen(
+    engine: Engine,
+    requests: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    prompts: list[list[int]] = PROMPTS,
+) -> tuple[list[Answer], int]:
     """The answers, and how often the host saw what forwards chose before it began another."""
     count = 0
     step = core.EngineCore.step
@@ -271,7 +279,13 @@ def seen(engine: Engine, requests: list[dict[str, Any]], monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patch:
         patch.setattr(core.EngineCore, "step", counted)
-        return answers(engine, requests, patch)[0], count
+        return answers(engine, requests, patch, prompts)[0], count
+
+
+def nearly_a_page(engine: Engine) -> list[list[int]]:
+    """Two prompts that four tokens are missing to fill a page."""
+    size = engine.core.pool.page_size - 4
+    return [[*prompt, *range(20, 20 + size - len(prompt))] for prompt in PROMPTS[:2]]
 
 
 def test_tokens_in_a_row_give_the_same_answers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,11 +315,11 @@ def test_what_comes_after_a_stop_is_no_part_of_the_answer(engine: Engine, monkey
 
 
 def test_tokens_in_a_row_cross_pages(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = AR | {"max_tokens": engine.core.pool.page_size + 6}
+    prompts = nearly_a_page(engine)
     with monkeypatch.context() as patch:
         patch.setattr(canvas, "MOST_IN_A_ROW", 1)
-        (want,), _ = seen(engine, [request], patch)
-    (got,), _ = seen(engine, [request], monkeypatch)
+        (want,), _ = seen(engine, [AR], patch, prompts)
+    (got,), _ = seen(engine, [AR], monkeypatch, prompts)
     assert got.token_ids == want.token_ids
     assert engine.core.pool.in_use() == 0
 
@@ -315,12 +329,11 @@ def test_where_pages_are_few_nobody_takes_them_ahead(
 ) -> None:
     """Two answers that need two pages each, and three pages: one of them has to wait."""
     size = engine.core.pool.page_size
-    requests = [AR | {"max_tokens": size}] * 2
+    requests, prompts = [AR] * 2, nearly_a_page(engine)
     monkeypatch.setenv(VARIABLE, "triton")
     small = load(checkpoint, kv_tokens=3 * size, prefix_reuse=False)
-    assert all(size < len(prompt) + size <= 2 * size for prompt in PROMPTS[:2])
-    want, _ = seen(engine, requests, monkeypatch)
-    got, _ = seen(small, requests, monkeypatch)
+    want, _ = seen(engine, requests, monkeypatch, prompts)
+    got, _ = seen(small, requests, monkeypatch, prompts)
     assert [one.token_ids for one in got] == [one.token_ids for one in want]
     assert small.core.counters.forwards > max(one.report.forwards for one in want)
 
