@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from engine.detokenizer import IncrementalDetokenizer
@@ -24,8 +25,7 @@ class Output:
         self.pushed: list[int] = []
         self._sent_tokens = 0
         self._unsent_text = ""
-        self._flushes = 0
-        self._last_flush_s = 0.0
+        self._last_flush_s = -inf
 
     def push(self, tokens: list[int]) -> int | None:
         """Adds settled tokens. Returns how many tokens of the output remain when a stop string was met, else None."""
@@ -49,19 +49,13 @@ class Output:
         unsent = len(self.pushed) - self._sent_tokens
         if unsent <= 0:
             return False
-        return (
-            whole_blocks
-            or self._flushes == 0
-            or unsent >= self.flush_tokens
-            or now - self._last_flush_s >= self.flush_s
-        )
+        return whole_blocks or unsent >= self.flush_tokens or now - self._last_flush_s >= self.flush_s
 
     def take(self, now: float, spent: Spent) -> Delta:
         """What has not been sent yet, as one event."""
         delta = Delta(self.pushed[self._sent_tokens :], self._unsent_text, spent)
         self._sent_tokens = len(self.pushed)
         self._unsent_text = ""
-        self._flushes += 1
         self._last_flush_s = now
         return delta
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from engine.batch import Segment
 from engine.cost_model import ForwardCost, ForwardCostModel
 from engine.decoding.rung_choice import (
     AS_GOOD,
@@ -18,8 +19,13 @@ from engine.decoding.rung_choice import (
     preferred,
     worth_of,
 )
-from engine.deviation import Deviations, kind_of
+from engine.deviation import MIXED, Deviations, kind_of
+from engine.engine import Engine
 from engine.plan import Decoding, Rung
+from engine.postprocess import Work
+from engine.request import GenerationOptions
+from engine.segments import main_block_length
+from engine.sequence import Phase
 
 TRUTH = ForwardCost(base_s=2e-3, per_sequence_s=1e-5, per_token_s=7e-5, per_context_s=1e-6)
 STEPS = {(16, 8): 1.06, (32, 8): 0.98, (16, 32): 0.95, (32, 32): 1.04}
@@ -116,3 +122,28 @@ def test_longer_blocks_are_preferred_while_they_lose_little(crowd: int, in_use: 
         assert preferred(worth, (0, 1), max(made), in_use) == int(lost <= most_lost)
         seen.add(lost <= most_lost)
     assert seen == {True, False} or crowd == 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind"),
+    [
+        ([(16, 16)], 16),
+        ([(16, 16), (16, 16), (16, 16), (32, 16)], 16),
+        ([(16, 16), (16, 16), (16, 16), (32, 17)], MIXED),
+        ([(16, 16), (16, 16), (32, 32)], MIXED),
+        ([(16, 16), (None, 5)], 16),
+        ([(16, 16), (None, 6)], MIXED),
+        ([(None, 20)], MIXED),
+    ],
+)
+def test_a_forward_is_of_the_kind_of_three_quarters_of_it(
+    golden_engine: Engine, parts: list[tuple[int | None, int]], kind: int
+) -> None:
+    """Parts: the block length, None for a prompt's chunk, and how many tokens of the forward it is."""
+    work = []
+    for length, tokens in parts:
+        fields = {} if length is None else {"decoding": "diffusion", "block_length": length}
+        one = golden_engine.intake.sequence("one", [5, 6], GenerationOptions(**fields), None, 0.0)
+        segment = Segment([0] * tokens, 0, True, False, [], [1])
+        work.append(Work(one, segment, Phase.PREFILL if length is None else Phase.LOOK))
+    assert main_block_length(work, sum(tokens for _, tokens in parts)) == kind
