@@ -32,6 +32,8 @@ from engine.sequence import Sequence
 
 log = logging.getLogger("ray.serve")
 LOAD_MAX_AGE_S = 0.05
+HUNG_S = 600.0
+"""So long no step takes: a few forwards, at most two thousand tokens each, of 14B on a slow CPU."""
 FRESH_S = 0.01
 """Age of a load that decides, or that predictions are judged by: about a forward, within which little changes."""
 
@@ -137,10 +139,13 @@ class Replica:
         return {"queue_s": self.load().queue_s, **parts}
 
     def check_health(self) -> None:
-        """Raises when the engine's loop or another rank is dead; Serve then replaces this replica, all ranks of it."""
+        """Raises when the engine's loop or another rank is dead or hangs; Serve then replaces this replica, all ranks
+        of it."""
         if not self.engine.running:
             self.ranks.raise_death()
             raise EngineStopped("the engine's loop is not running")
+        if self.engine.in_step_s > HUNG_S:
+            raise EngineStopped(f"the engine's loop has been in one step for {self.engine.in_step_s:.0f} s")
 
     def metrics_text(self) -> tuple[str, str]:
         """This replica's id and its Prometheus text."""

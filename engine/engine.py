@@ -97,6 +97,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._failure: BaseException | None = None
+        self._step_began_s: float | None = None
         self._names = itertools.count()
 
     @staticmethod
@@ -171,6 +172,12 @@ class Engine:
     def running(self) -> bool:
         """Whether the loop's thread is alive and well."""
         return self._thread is not None and self._thread.is_alive() and self._failure is None
+
+    @property
+    def in_step_s(self) -> float:
+        """For how long the loop has been in its present step, 0 between two: a device that hangs shows here."""
+        began_s = self._step_began_s
+        return 0.0 if began_s is None else self.core.clock() - began_s
 
     async def generate(
         self,
@@ -271,7 +278,9 @@ class Engine:
                     self._wake.wait(timeout=1.0)
                     self._wake.clear()
                 else:
+                    self._step_began_s = self.core.clock()
                     events = self.core.step()
+                    self._step_began_s = None
                     self._held = [*self._held, *events]
                     # Whoever reads them takes the interpreter from this thread. A device would have to wait for that,
                     # so where there is one they are handed over while it runs the next forward.

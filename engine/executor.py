@@ -82,8 +82,12 @@ class Executor:
         return ReachShape(heads, kv_heads, self.page_size, tiles_for(self.model.dtype), self.splits)
 
     def record_graphs(self, record: Record) -> None:
-        """Records the forward's graphs, on the kernels; by all ranks of a group at once, who have met."""
-        self.graphs = ForwardGraphs(self.model, self.kv, self.shape, record)
+        """Records the forward's graphs, on the kernels; by all ranks of a group at once, who have met.
+
+        Raises RankFailed when another rank ended meanwhile, and what the recording raises.
+        """
+        with self.naming_failed_ranks():
+            self.graphs = ForwardGraphs(self.model, self.kv, self.shape, record)
 
     def batch(self, segments: list[Segment]) -> ForwardBatch:
         """Lays out the next forward, on the model's device; the next call must be `choose` or `denoise`, or `run` where
@@ -110,7 +114,7 @@ class Executor:
 
         Raises RankFailed when another rank ended meanwhile.
         """
-        with self._naming_failed_ranks():
+        with self.naming_failed_ranks():
             return self._run(batch)
 
     def choose(self, batch: ForwardBatch, ask: Callable[[], Asked]) -> Choice:
@@ -119,7 +123,7 @@ class Executor:
         `ask`: called while the device runs the forward; gives what the rows are asked, on the CPU. Raises RankFailed
         when another rank ended meanwhile.
         """
-        with self._naming_failed_ranks(), torch.inference_mode():
+        with self.naming_failed_ranks(), torch.inference_mode():
             hidden = self._forward(batch)
             asked = self._told(ask())
             return head_choice(self.model, hidden, batch.logit_rows[: batch.wanted], asked)
@@ -130,7 +134,7 @@ class Executor:
         `begin` is called while the device runs the first forward; what it asks is on the CPU, and moved. The host waits
         for none of the steps; rows with top-k or top-p are fetched, so they have one. Raises RankFailed as `choose`.
         """
-        with self._naming_failed_ranks(), torch.inference_mode():
+        with self.naming_failed_ranks(), torch.inference_mode():
             hidden = self._forward(batch)
             drafting = begin()
             drafting.asked = self._told(drafting.asked)
@@ -140,7 +144,7 @@ class Executor:
 
     def denoise_on(self, batch: ForwardBatch, drafting: Drafting[C], steps: int) -> None:
         """So many more steps, whether or not the host has seen what the ones before have committed."""
-        with self._naming_failed_ranks(), torch.inference_mode():
+        with self.naming_failed_ranks(), torch.inference_mode():
             self._denoise_on(batch, drafting, steps)
 
     def look(self, segments: list[Segment], ask: Callable[[], Asked], tokens: Tensor) -> Choice:
@@ -154,7 +158,7 @@ class Executor:
             ask: gives what the rows are asked, on the CPU; a token to judge is that of the row after it.
             tokens: int64, of all segments, one after the other, on the device; of another rank than 0 any.
         """
-        with self._naming_failed_ranks(), torch.inference_mode():
+        with self.naming_failed_ranks(), torch.inference_mode():
             batch = self._laid_out(segments, Kind.LOOK)
             batch.token_ids[: batch.query_tokens] = self.model.parallel.broadcast(tokens)
             hidden = self._forward(batch)
@@ -167,6 +171,8 @@ class Executor:
 
     def close(self) -> None:
         """Ends the other ranks; nothing can be run after it."""
+        # NCCL does not end before the graphs that it is recorded in.
+        self.graphs = None
         if self.group is not None:
             self.group.close()
 
@@ -203,7 +209,7 @@ class Executor:
         return self.model.forward(batch, self.kv) if graphs is None else graphs.forward(batch)
 
     @contextmanager
-    def _naming_failed_ranks(self) -> Iterator[None]:
+    def naming_failed_ranks(self) -> Iterator[None]:
         """Raises RankFailed instead of what a collective says when a rank has ended."""
         try:
             yield

@@ -12,7 +12,7 @@ from the result outside the graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import cycle
+from itertools import cycle, product
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
@@ -104,12 +104,16 @@ class ForwardGraphs:
         self.replays = 0
         self._sizes = {tokens: [Bucket(tokens, split, False).sizes for split in (False, True)] for tokens in TOKENS}
         drafts = (False,) if model.adapter is None else (False, True)
-        # The largest first, whose memory the others use again.
-        self._graphs = {
-            bucket: self._recorded(bucket, record)
-            for tokens in reversed(TOKENS)
-            for bucket in (Bucket(tokens, split, drafted) for split in (True, False) for drafted in drafts)
-        }
+        self._graphs: dict[Bucket, _Graph] = {}
+        try:
+            # The largest first, whose memory the others use again.
+            for tokens, split, drafted in product(reversed(TOKENS), (True, False), drafts):
+                bucket = Bucket(tokens, split, drafted)
+                self._graphs[bucket] = self._recorded(bucket, record)
+        except BaseException:
+            # Whoever holds the error would hold them too, and NCCL does not end before they are gone.
+            self._graphs.clear()
+            raise
 
     def batch(self, segments: Sequence[Segment]) -> ForwardBatch | None:
         """Lays the segments out in the buffer of a graph; the next forward must be theirs. None where none fits them.

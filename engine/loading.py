@@ -136,14 +136,16 @@ def _load_group(spec: RankSpec, model: ModelConfig, config: EngineConfig, launch
         executor = Executor(part, pages, model.block_size, group=group)
         # Only now, when all have what they need: who meets waits for the others.
         group.await_all(Kind.READY)
+        # From here on the ranks wait for each other on the device, where they hear of nothing else.
+        group.watch(lambda _: part.parallel.abort())
         group.tell(Kind.MEET)
-        part.parallel.connect(file_store(group.store, spec.size), spec.backend, part.device)
+        with executor.naming_failed_ranks():
+            part.parallel.connect(file_store(group.store, spec.size), spec.backend, part.device)
         if spec.backend == "gloo":
             # All have met, and gloo asks the store for nothing more; NCCL may.
             group.remove_directory()
         if spec.cuda_graphs:
             executor.record_graphs(CudaRecorder())
-            group.await_all(Kind.RECORDED)
     except BaseException:
         group.close()
         raise

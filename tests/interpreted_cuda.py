@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,17 @@ import torch
 from engine import graphs
 from engine.config import EngineConfig
 from engine.engine import Engine
+from engine.errors import RankFailed
 from engine.graphs import recorded
+from engine.group.leader import Group
+from engine.group.wire import Kind
 from engine.packing import fetched, moved
 from kernels.activation import swiglu_torch, swiglu_triton
 from kernels.switch import VARIABLE
 from tests.engine.serving import PROMPTS, answer, last_layer_of_golden, load
 from tests.simulated_cuda import CudaTensor, simulated
 from tests.simulated_nccl import SimulatedNccl, nccl
-from tests.simulated_rank import TOKENS, SimulatedRank
+from tests.simulated_rank import FAILS, TOKENS, SimulatedRank
 
 SHORT = {"max_tokens": 6, "ignore_eos": True, "temperature": 0}
 REQUESTS: list[dict[str, Any]] = [
@@ -125,26 +130,57 @@ def test_the_answers_are_those_of_the_cpu(checkpoint: Path, in_graphs: bool, mon
                 assert gpu.waits <= often * one.report.forwards
 
 
+TWO_RANKS = EngineConfig(
+    device="cuda", dtype="float32", tp=2, cuda_graphs=True, threads=1, kv_tokens=2048, prefix_reuse=False
+)
+
+
 def test_two_ranks_in_graphs_give_the_answers_of_one(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU each, NCCL between them, inside the graphs and out."""
-    some = list(zip(PROMPTS, [REQUESTS[place] for place in (0, 1, 3, 4)], strict=False))
+    fixed = SHORT | {"decoding": "diffusion", "block_length": 5, "refinement_steps": 4, "threshold": None}
+    some = list(zip(PROMPTS, [REQUESTS[0], REQUESTS[3], fixed, REQUESTS[1], REQUESTS[4]], strict=False))
     with monkeypatch.context() as patch:
         patch.setenv(VARIABLE, "torch")
         plain = load(checkpoint, kv_tokens=2048, prefix_reuse=False)
         want = [one.token_ids for one in answer(plain, some)]
     monkeypatch.setattr(graphs, "TOKENS", TOKENS)
     monkeypatch.setenv(VARIABLE, "auto")
-    config = EngineConfig(
-        device="cuda", dtype="float32", tp=2, cuda_graphs=True, threads=1, kv_tokens=2048, prefix_reuse=False
-    )
+    said: list[Kind] = []
+    tell = Group.tell
+
+    def heard(self: Group, kind: Kind, payload: bytes | memoryview = b"") -> None:
+        said.append(kind)
+        tell(self, kind, payload)
+
+    monkeypatch.setattr(Group, "tell", heard)
     with simulated() as gpu, nccl():
-        engine = Engine.from_pretrained(checkpoint, config, launcher=SimulatedRank)
+        engine = Engine.from_pretrained(checkpoint, TWO_RANKS, launcher=SimulatedRank)
         try:
-            assert isinstance(engine.core.executor.model.parallel._group, SimulatedNccl)
+            exchange = engine.core.executor.model.parallel._group
+            assert isinstance(exchange, SimulatedNccl)
             assert [one.token_ids for one in answer(engine, some)] == want
-            gpu.waits = gpu.replays = 0
-            (one,) = answer(engine, some[1:2])
-            assert one.token_ids == want[1]
-            assert gpu.replays == one.report.forwards >= gpu.waits
+            for place, in_a_row in ((0, Kind.LOOK), (1, Kind.LOOK), (2, Kind.AGAIN), (3, Kind.AGAIN)):
+                gpu.waits = gpu.replays = 0
+                said.clear()
+                (one,) = answer(engine, some[place : place + 1])
+                assert one.token_ids == want[place]
+                assert gpu.replays == one.report.forwards > said.count(Kind.STEP)
+                assert in_a_row in said
+                # Only what has a threshold is looked at after every step.
+                assert gpu.waits <= one.report.forwards * (1.0 if some[place][1].get("threshold") else 0.7)
+            assert not exchange.aborted
+            recorded_once = weakref.ref(engine.core.executor.graphs)
         finally:
             engine.close()
+        assert recorded_once() is None, "NCCL waits for the end of the graphs"
+
+
+def test_a_rank_that_cannot_record_is_reported(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "TOKENS", TOKENS)
+    monkeypatch.setenv(VARIABLE, "auto")
+    monkeypatch.setenv(FAILS, "1")
+    aborted = threading.Event()
+    monkeypatch.setattr(SimulatedNccl, "abort", lambda _: aborted.set())
+    with simulated(), nccl(), pytest.raises(RankFailed, match=r"rank 1 of 2 failed: .*no memory is left for graphs"):
+        Engine.from_pretrained(checkpoint, TWO_RANKS, launcher=SimulatedRank)
+    assert aborted.wait(10), "what waits for it on the device ends"

@@ -32,16 +32,21 @@ class SimulatedNccl:
         gloo._devices = [distributed.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
         self._gloo = distributed.ProcessGroupGloo(store, rank, size, gloo)
 
-    def allreduce(self, tensors: list[Tensor], options: Any) -> SimpleNamespace:
-        (x,) = tensors
-        return _done(options, lambda inner: self._gloo.allreduce([inner]).wait(), x)
+        self.aborted = False
 
-    def broadcast(self, tensors: list[Tensor], options: Any) -> SimpleNamespace:
+    def allreduce(self, tensors: list[Tensor], options: Any) -> None:
         (x,) = tensors
-        return _done(options, lambda inner: self._gloo.broadcast([inner], options).wait(), x)
+        _done(options, lambda inner: self._gloo.allreduce([inner]).wait(), x)
 
-    def _allgather_base(self, to: Tensor, x: Tensor, options: Any) -> SimpleNamespace:
-        return _done(options, lambda *inner: self._gloo._allgather_base(*inner).wait(), to, x)
+    def broadcast(self, tensors: list[Tensor], options: Any) -> None:
+        (x,) = tensors
+        _done(options, lambda inner: self._gloo.broadcast([inner], options).wait(), x)
+
+    def _allgather_base(self, to: Tensor, x: Tensor, options: Any) -> None:
+        _done(options, lambda *inner: self._gloo._allgather_base(*inner).wait(), to, x)
+
+    def abort(self) -> None:
+        self.aborted = True
 
 
 @contextlib.contextmanager
@@ -51,8 +56,9 @@ def nccl() -> Iterator[None]:
         yield
 
 
-def _done(options: Any, exchange: Callable[..., Any], *tensors: Tensor) -> SimpleNamespace:
-    """Runs it, and keeps it where a graph is recorded. On a stream of its own a graph would need both ends."""
+def _done(options: Any, exchange: Callable[..., Any], *tensors: Tensor) -> None:
+    """Runs it, and keeps it where a graph is recorded. On a stream of its own a graph would need both ends; on the one
+    that computes there is nothing to wait for, and NCCL gives none."""
     if options.asyncOp:
         raise RuntimeError("on a stream of its own")
     inner = []
@@ -71,4 +77,3 @@ def _done(options: Any, exchange: Callable[..., Any], *tensors: Tensor) -> Simpl
     run()
     if recording is not None:
         recording.append(run)
-    return SimpleNamespace(wait=lambda: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from engine import graphs
@@ -14,6 +15,14 @@ TOKENS = (8, 32)
 """Of the graphs, on all ranks: recording more takes the interpreter long."""
 
 
+FAILS = "SIMULATED_RANK_CANNOT_RECORD"
+"""In the environment: recording a graph fails."""
+
+
+def cannot_record(*_: object) -> None:
+    raise RuntimeError("no memory is left for graphs")
+
+
 class SimulatedRank(WorkerProcess):
     """Started as a child process."""
 
@@ -22,5 +31,7 @@ class SimulatedRank(WorkerProcess):
 
 if __name__ == "__main__":
     graphs.TOKENS = TOKENS
+    if os.environ.get(FAILS):
+        graphs.recorded = cannot_record
     with simulated(), nccl():
         run_worker(sys.argv[1], int(sys.argv[2]))

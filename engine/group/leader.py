@@ -67,6 +67,8 @@ class Group:
         self._workers: dict[int, Worker] = {}
         self._channels: dict[int, Channel] = {}
         self._watcher: threading.Thread | None = None
+        self._listeners: list[Callable[[RankFailed], None]] = []
+        self._lock = threading.Lock()
         self._failed = threading.Event()
         self._closing = False
 
@@ -107,9 +109,18 @@ class Group:
                 raise known or RankFailed(f"rank {rank} of {self.size} does not answer: {error}") from None
 
     def watch(self, on_failure: Callable[[RankFailed], None]) -> None:
-        """From now on, calls `on_failure` (in a thread of its own) once a worker ends."""
-        self._watcher = threading.Thread(target=self._watch, args=(on_failure,), name="stepdial-ranks", daemon=True)
-        self._watcher.start()
+        """From now on, calls `on_failure` (in a thread of its own) once a worker ends; who asked last is told first.
+
+        Nothing else is read from the workers any more.
+        """
+        with self._lock:
+            self._listeners.insert(0, on_failure)
+            failure = self.failure
+        if failure is not None:
+            on_failure(RankFailed(failure))
+        if self._watcher is None:
+            self._watcher = threading.Thread(target=self._watch, name="stepdial-ranks", daemon=True)
+            self._watcher.start()
 
     def known_failure(self) -> RankFailed | None:
         """What made a send or a collective fail, if it was the end of a rank; None if none has ended."""
@@ -180,18 +191,22 @@ class Group:
             return None
         return payload.decode() if kind is Kind.FAILED else f"it said {kind.name} out of turn"
 
-    def _watch(self, on_failure: Callable[[RankFailed], None]) -> None:
+    def _watch(self) -> None:
         ready = _readable(self._channels, None)
         if self._closing:
             return
         rank = ready[0]
-        self.failure = self._reasons(rank, self._read(rank, None) or "it left the group", "failed")
+        failure = self._reasons(rank, self._read(rank, None) or "it left the group", "failed")
+        with self._lock:
+            self.failure = failure
+            listeners = list(self._listeners)
         self._failed.set()
-        log.error("%s", self.failure)
+        log.error("%s", failure)
         # What still waits in a forward for the rank that is gone ends too.
         for channel in self._channels.values():
             channel.shut()
-        on_failure(RankFailed(self.failure))
+        for listener in listeners:
+            listener(RankFailed(failure))
 
     def _reasons(self, rank: int, reason: str, verb: str) -> str:
         """The first failure, and what other ranks say within a moment."""

@@ -29,8 +29,7 @@ class Kind(IntEnum):
     FAILED = 8  # worker: why it ends [text]
     ASK = 9  # rank 0, after STEP or LOOK where no logits are kept: what of each row is wanted [rules, `flat_asked.py`]
     AGAIN = 10  # rank 0: run the last batch so many times more, its canvases' tokens from rank 0's device [int64]
-    LOOK = 11  # rank 0: as STEP, all tokens from rank 0's device [segments, int64]
-    RECORDED = 12  # worker, after MEET where graphs are asked for: they are there []
+    LOOK = 11  # rank 0: as STEP, but all tokens are those of rank 0's device [segments, int64]
 
 
 @dataclass(frozen=True, slots=True)

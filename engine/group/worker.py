@@ -74,10 +74,12 @@ def _serve(channel: Channel, rank: int) -> None:
     model.parallel.connect(file_store(Path(spec.store), spec.size), spec.backend, model.device)
     if spec.cuda_graphs:
         executor.record_graphs(CudaRecorder())
-        channel.send(Kind.RECORDED)
     follower = Follower(executor, channel)
-    while True:
-        follower.follow()
+    try:
+        while True:
+            follower.follow()
+    finally:
+        executor.close()
 
 
 def _leave_with_leader(file: int, done: threading.Event) -> None:

@@ -7,6 +7,7 @@ projections. Embedding and head hold a part of the vocabulary. Norms are whole o
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -115,8 +116,18 @@ class TensorParallel:
             self._group = _process_group(store, rank, size, backend)
             self._options = _Options.in_line()
             self._ordered = backend == "gloo"
-            # NCCL makes its connections at the first collective: better now than under the first request.
-            self.all_reduce(torch.ones(1, device=device))
+            # NCCL makes its connections at the first collective of each kind: better now than under the first request.
+            one = self.all_reduce(torch.ones(1, device=device))
+            self.broadcast(self.all_gather(one)[0])
+
+    def abort(self) -> None:
+        """Ends exchanges that wait for a rank that is gone, from any thread; none is possible after it.
+
+        gloo ends them itself. NCCL's kernels would wait for ever; this ends them at once, but returns only when all
+        graphs that exchanges were recorded in are gone, so nobody waits for that.
+        """
+        if self._group is not None and not self._ordered:
+            threading.Thread(target=self._group.abort, name="stepdial-abort", daemon=True).start()
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of all ranks' `x`, the same bits on each.
@@ -128,7 +139,7 @@ class TensorParallel:
         if self.shard.size == 1:
             return x
         if not self._ordered:
-            self._group.allreduce([x], self._options.reduce).wait()
+            _finish(self._group.allreduce([x], self._options.reduce))
             return x
         first, *others = self._parts(x)
         total = first.float()
@@ -139,7 +150,7 @@ class TensorParallel:
     def broadcast(self, x: Tensor) -> Tensor:
         """Rank 0's `x`, the same bits on each; of the other ranks' only shape and dtype count."""
         if self.shard.size > 1:
-            self._group.broadcast([x], self._options.broadcast).wait()
+            _finish(self._group.broadcast([x], self._options.broadcast))
         return x
 
     def all_gather(self, x: Tensor) -> Tensor:
@@ -149,7 +160,7 @@ class TensorParallel:
         if self._ordered:
             return torch.stack(self._parts(x))
         gathered = x.new_empty((self.shard.size * x.shape[0], *x.shape[1:]))
-        self._group._allgather_base(gathered, x.contiguous(), self._options.gather).wait()
+        _finish(self._group._allgather_base(gathered, x.contiguous(), self._options.gather))
         return gathered.view(self.shard.size, *x.shape)
 
     def join_columns(self, x: Tensor) -> Tensor:
@@ -162,6 +173,12 @@ class TensorParallel:
         parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.shard.size)]
         self._group.allgather([parts], [x.contiguous()]).wait()
         return parts
+
+
+def _finish(work: Any) -> None:
+    """Waits for an exchange; NCCL gives nothing to wait for where it runs on the stream that computes."""
+    if work is not None:
+        work.wait()
 
 
 def file_store(file: Path, size: int) -> Any:
