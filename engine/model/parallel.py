@@ -7,6 +7,7 @@ projections. Embedding and head hold a part of the vocabulary. Norms are whole o
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -106,8 +107,8 @@ class TensorParallel:
     def connect(self, store: Any, backend: Backend, device: torch.device) -> None:
         """Meets the other ranks at `store` (a torch.distributed store that all of them share).
 
-        `device`: where the exchanged tensors are. gloo listens on the loopback address only: the ranks of a group are
-        processes of one machine.
+        `device`: where the exchanged tensors are. gloo and NCCL listen on the loopback address only: the ranks of a group
+        are processes of one machine.
 
         Raises RuntimeError when they do not meet in time.
         """
@@ -202,6 +203,8 @@ def _process_group(store: Any, rank: int, size: int, backend: Backend) -> Any:
 
     timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
     if backend == "nccl":
+        # Where its ranks find each other; they are processes of one machine.
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
         nccl = distributed.ProcessGroupNCCL.Options()
         nccl._timeout = timeout
         return distributed.ProcessGroupNCCL(store, rank, size, nccl)
