@@ -107,8 +107,8 @@ class TensorParallel:
     def connect(self, store: Any, backend: Backend, device: torch.device) -> None:
         """Meets the other ranks at `store` (a torch.distributed store that all of them share).
 
-        `device`: where the exchanged tensors are. gloo and NCCL listen on the loopback address only: a group's ranks are
-        processes of one machine.
+        `device`: where the exchanged tensors are. gloo and NCCL listen on the loopback address only: a group's ranks
+        are processes of one machine.
 
         Raises RuntimeError when they do not meet in time.
         """
