@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from math import prod
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Form = tuple[tuple[int, ...], torch.dtype]
@@ -16,13 +18,13 @@ _ALIGNMENT = 16
 
 def pack(tensors: Seq[Tensor], pinned: bool = False) -> Tensor:
     """The bytes of CPU tensors one after the other, uint8, each from a multiple of 16 on."""
-    forms = [(tensor.shape, tensor.dtype) for tensor in tensors]
-    buffer = torch.empty(size_of(forms), dtype=torch.uint8, pin_memory=pinned)
-    at = 0
-    for tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        buffer[at : at + size] = tensor.contiguous().view(-1).view(torch.uint8)
-        at = _aligned(at + size)
+    parts = [_raw(tensor) for tensor in tensors]
+    buffer = torch.empty(sum(_aligned(part.size) for part in parts), dtype=torch.uint8, pin_memory=pinned)
+    # By NumPy, which does it in half of torch's time: between two forwards a device waits for this.
+    there, at = buffer.numpy(), 0
+    for part in parts:
+        there[at : at + part.size] = part
+        at = _aligned(at + part.size)
     return buffer
 
 
@@ -33,13 +35,12 @@ def unpack(buffer: Tensor, like: Seq[Tensor]) -> list[Tensor]:
 
 def tensors_in(buffer: Tensor, forms: Seq[Form]) -> list[Tensor]:
     """Views into a buffer, laid out as by `pack`, of these shapes and types."""
-    found: list[Tensor] = []
-    at = 0
-    for shape, dtype in forms:
-        size = _bytes((shape, dtype))
-        found.append(buffer[at : at + size].view(dtype).view(shape))
-        at = _aligned(at + size)
-    return found
+    sizes = [size for each in map(_bytes, forms) for size in (each, _aligned(each) - each)]
+    parts = buffer[: sum(sizes)].split_with_sizes(sizes)[::2]
+    return [
+        part.view(dtype) if len(shape) == 1 else part.view(dtype).view(shape)
+        for part, (shape, dtype) in zip(parts, forms, strict=True)
+    ]
 
 
 def size_of(forms: Seq[Form]) -> int:
@@ -92,6 +93,13 @@ def parted(buffer: Tensor, like: Seq[Tensor]) -> list[Tensor]:
 
 def _by_width(tensors: Seq[Tensor]) -> list[int]:
     return sorted(range(len(tensors)), key=lambda place: -tensors[place].element_size())
+
+
+def _raw(tensor: Tensor) -> NDArray[np.uint8]:
+    """The bytes of a CPU tensor, in one row."""
+    if tensor.dtype is torch.bfloat16:
+        tensor = tensor.view(torch.int16)
+    return tensor.numpy().reshape(-1).view(np.uint8)
 
 
 def _bytes(form: Form) -> int:
