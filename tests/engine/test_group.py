@@ -229,10 +229,19 @@ async def test_a_worker_that_dies_while_idle_is_noticed() -> None:
 
 def test_an_engine_without_a_loop_says_which_rank_died() -> None:
     engine = golden(tp=2)
+    group = engine.core.executor.group
+    assert group is not None
+    told: list[str] = []
+    for name in ("one", "other"):
+        group.watch(lambda error, name=name: told.append(f"{name}: {error}"))
     try:
         worker_in(directory_of(engine)).kill()
         with pytest.raises(RankFailed, match="rank 1 of 2"):
             run(engine, REQUESTS[:1])
+        assert eventually(lambda: len(told) == 2, 2)
+        assert [each.split(": ")[0] for each in told] == ["other", "one"], "who asked last is told first"
+        group.watch(lambda error: told.append(f"late: {error}"))
+        assert told[2].startswith("late: rank 1 of 2 failed"), "at once"
     finally:
         engine.close()
 
