@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deployments.history import OutputLengths, Quantile
-from deployments.load import LoadMeter, ReplicaLoad
+from deployments.load import LoadMeter, ReplicaLoad, load_met
 from deployments.load_board import LoadBoard
 from deployments.prediction import Size, predict
 from engine.cost_model import ForwardCostModel
@@ -55,7 +55,7 @@ def test_the_board_keeps_the_newest_report_and_adds_what_was_sent_since() -> Non
     board.report(ReplicaLoad("a", at_s=4, queue_s=9))
     board.sent("a", "request", 1.5, 32)
     assert board.queue_s("a") == 3.5
-    assert [(load.queue_s, load.slots) for load in board.loads()] == [(3.5, 32)]
+    assert [(load.queue_s, load.slots, load.sequences) for load in board.loads()] == [(3.5, 32, 1)]
     assert board.place_of("request") == "a"
     board.report(ReplicaLoad("a", at_s=6, queue_s=3))
     assert board.queue_s("a") == 3
@@ -70,6 +70,31 @@ def test_the_board_follows_the_set_of_replicas_and_avoids_one_that_failed() -> N
     assert [load.replica for load in board.loads()] == ["b"]
     board.keep_only({"c"})
     assert [load.replica for load in board.loads()] == ["c"]
+
+
+def test_a_replica_that_failed_is_given_another_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    board, now = LoadBoard(), 100.0
+    monkeypatch.setattr("deployments.load_board.time.monotonic", lambda: now)
+    board.forget("a")
+    for now, known in ((109.9, []), (110.0, ["a"])):
+        board.keep_only({"a"})
+        board.report(ReplicaLoad("a", at_s=now))
+        assert [load.replica for load in board.loads()] == known
+
+
+def test_an_answer_met_the_mean_of_the_loads_at_both_its_ends() -> None:
+    before = ReplicaLoad("a", slots=10, sequences=3, context=100, queue_s=1.0, timed_share=0.5)
+    after = ReplicaLoad("a", slots=40, sequences=6, context=500, queue_s=9.0, timed_share=0.7)
+    met = load_met(before, after, latency_s=2.5)
+    assert (met.slots, met.sequences, met.context, met.timed_share) == (25, 4, 300, 0.0)
+    assert met.queue_s == 2.5, "it waited for no more than it took"
+    assert load_met(before, after, latency_s=0.5).queue_s == 1.0
+
+
+@pytest.mark.parametrize("forward_s", [0.0, 0.05])
+def test_what_deadlines_add_to_a_forward_is_without_its_base(forward_s: float) -> None:
+    load = LoadMeter("a", 256).read(stats(timed_forward_s=forward_s), 1.0, {})
+    assert load.timed_others_s == pytest.approx(max(0.0, forward_s - load.cost.base_s))
 
 
 def test_a_quantile_starts_at_its_prior_and_then_follows_what_was_seen() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.goal import goal_of
-from deployments.menu import frontier
+from deployments.menu import frontier, thinned
 from deployments.prediction import most_forwards
 from deployments.quality import QualityMap
 from deployments.reason import name_of
@@ -91,6 +93,24 @@ def test_the_frontier_loses_nothing_under_any_price(rungs: list[Rung], price: fl
         good = [cost(rung) for rung in rungs if (rung.expected_quality or 0.0) >= floor]
         found = [cost(rung) for rung in kept if (rung.expected_quality or 0.0) >= floor]
         assert min(found) <= min(good) * (1 + 1e-9)
+
+
+def test_rungs_of_which_something_is_unmeasured_are_all_kept_in_their_order() -> None:
+    worse, better = measured(diffusion(32, 8), 0.5, 1.0), measured(diffusion(32, 4), 0.9, 9.0)
+    assert frontier([worse, better]) == (better,)
+    unknown = diffusion(32, 2)
+    assert frontier([worse, better, unknown]) == (worse, better, unknown)
+
+
+@given(st.integers(1, 60), st.integers(2, 12))
+def test_a_menu_is_thinned_evenly(count: int, most: int) -> None:
+    rungs = [diffusion(64, steps) for steps in range(1, count + 1)]
+    kept = [rung.refinement_steps for rung in thinned(rungs, most)]
+    assert len(kept) == min(count, most)
+    assert kept[0] == 1
+    assert kept[-1] == count
+    gaps = {after - before for before, after in pairwise(kept)}
+    assert not gaps or max(gaps) - min(gaps) <= 1
 
 
 def test_an_slo_per_token_becomes_a_total() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,3 +54,14 @@ def test_memory_is_bounded_and_the_head_of_a_chain_goes_last() -> None:
 
 def test_long_prompts_are_looked_at_up_to_a_bound() -> None:
     assert len(chain(range(10_000), None, PAGE, most=7)) == 7
+
+
+def test_what_was_expected_and_never_sent_is_forgotten_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.prefix_memory.EXPECTED_KEPT", 2)
+    memory = PrefixMemory()
+    chains = [chain(range(place, place + 9), None, PAGE) for place in range(3)]
+    for place, keys in enumerate(chains):
+        memory.expect(f"request-{place}", keys)
+    for place in range(3):
+        memory.routed("a", f"request-{place}")
+    assert [memory.cached_pages(keys) for keys in chains] == [{}, {"a": 2}, {"a": 2}]
