@@ -33,6 +33,7 @@ def test_a_new_replica_gets_half() -> None:
         [load("only", 40)],
         [load("a", 40), load("b", 21)],
         [replace(load("a", 4), queue_s=LEAST_GAIN_S * 0.9), load("b", 0)],
+        [replace(load("a", 4), queue_s=LEAST_GAIN_S * 0.9), replace(load("b", 2), queue_s=LEAST_GAIN_S * 0.4)],
         # Work in it, but nothing could be taken in there.
         [load("a", 40), replace(load("b", 2), waiting=1)],
     ],

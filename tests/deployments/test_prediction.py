@@ -64,6 +64,10 @@ def test_known_prediction() -> None:
     assert prediction.p95_s == pytest.approx(prediction.p50_s)
     assert abs(prediction.first_text_p95_s - (10e-3 + 5 * 8.2e-3)) < 1e-12
     assert abs(prediction.accelerator_s - prediction.p50_s) < 1e-12, "alone it pays for all of its forwards"
+    # What the prompt's last row chose is shown at once, where AR has the last word.
+    for rung in (Rung(Decoding.AR), self_speculation(8)):
+        known = predict(rung, Size(50, 128), replace(load, latency_tail={rung.decoding.value: 1.0}))
+        assert abs(known.first_text_p95_s - 10e-3) < 1e-12
     # Beside 96 slots each forward lasts 9.6 ms longer, and a quarter of it is ours.
     busy = predict(diffusion(32, 4), Size(50, 128), replace(load, slots=96, queue_s=1e9))
     assert abs(busy.p50_s - (10e-3 + 20 * 8.2e-3 + 21 * 9.6e-3)) < 1e-12
