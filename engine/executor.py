@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,12 +27,10 @@ if TYPE_CHECKING:
     from engine.batch import ForwardBatch
     from engine.decoding.choice import Choice
     from engine.decoding.head import Asked
-    from engine.decoding.unmask import Canvases, Drafting
+    from engine.decoding.unmask import AnyCanvases, Drafting
     from engine.graphs import Record
     from engine.group.leader import Group
     from engine.model.transformer import Transformer
-
-C = TypeVar("C", bound="Canvases")
 
 
 class Executor:
@@ -128,7 +126,9 @@ class Executor:
             asked = self._told(ask())
             return head_choice(self.model, hidden, batch.logit_rows[: batch.wanted], asked)
 
-    def denoise(self, batch: ForwardBatch, begin: Callable[[], Drafting[C]], steps: int) -> Drafting[C]:
+    def denoise(
+        self, batch: ForwardBatch, begin: Callable[[], Drafting[AnyCanvases]], steps: int
+    ) -> Drafting[AnyCanvases]:
         """So many steps of the canvases, which are all of the batch; each sees what the one before has committed.
 
         `begin` is called while the device runs the first forward; what it asks is on the CPU, and moved. The host waits
@@ -142,7 +142,7 @@ class Executor:
             self._denoise_on(batch, drafting, steps - 1)
         return drafting
 
-    def denoise_on(self, batch: ForwardBatch, drafting: Drafting[C], steps: int) -> None:
+    def denoise_on(self, batch: ForwardBatch, drafting: Drafting[AnyCanvases], steps: int) -> None:
         """So many more steps, whether or not the host has seen what the ones before have committed."""
         with self.naming_failed_ranks(), torch.inference_mode():
             self._denoise_on(batch, drafting, steps)
@@ -191,7 +191,7 @@ class Executor:
             self.group.tell(Kind.ASK, encode_asked(asked))
         return asked.to(self.kv.device)
 
-    def _denoise_on(self, batch: ForwardBatch, drafting: Drafting[C], steps: int) -> None:
+    def _denoise_on(self, batch: ForwardBatch, drafting: Drafting[AnyCanvases], steps: int) -> None:
         if self.group is not None and steps:
             self.group.tell(Kind.AGAIN, number(steps))
         rows = batch.logit_rows[: batch.wanted]
@@ -200,7 +200,7 @@ class Executor:
             drafting.asked.next_step()
             self._commit(batch, drafting, self._forward(batch))
 
-    def _commit(self, batch: ForwardBatch, drafting: Drafting[C], hidden: Tensor) -> None:
+    def _commit(self, batch: ForwardBatch, drafting: Drafting[AnyCanvases], hidden: Tensor) -> None:
         rows = batch.logit_rows[: batch.wanted]
         drafting.canvases.commit(head_choice(self.model, hidden, rows, drafting.asked))
 

@@ -105,16 +105,23 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return last_layer_of_golden(tmp_path_factory.mktemp("checkpoint"))
 
 
+def on_the_cpu(
+    checkpoint: Path, asked: list[tuple[list[int], dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> list[list[int]]:
+    """The answers' tokens, from logits; then kernels run where there is a GPU, and few graphs are recorded."""
+    monkeypatch.setenv(VARIABLE, "torch")
+    plain = load(checkpoint, kv_tokens=2048, prefix_reuse=False)
+    tokens = [one.token_ids for one in answer(plain, asked)]
+    monkeypatch.setattr(graphs, "TOKENS", TOKENS)
+    monkeypatch.setenv(VARIABLE, "auto")
+    return tokens
+
+
 @pytest.mark.parametrize("in_graphs", [False, True])
 def test_the_answers_are_those_of_the_cpu(checkpoint: Path, in_graphs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """All at once, then each by itself, which has its forwards in a row."""
     together = list(zip(PROMPTS, REQUESTS, strict=False))
-    with monkeypatch.context() as patch:
-        patch.setenv(VARIABLE, "torch")
-        plain = load(checkpoint, kv_tokens=2048, prefix_reuse=False)
-        want = [one.token_ids for one in answer(plain, together)]
-    monkeypatch.setattr(graphs, "TOKENS", TOKENS)
-    monkeypatch.setenv(VARIABLE, "auto")
+    want = on_the_cpu(checkpoint, together, monkeypatch)
     with simulated() as gpu:
         engine = load(checkpoint, kv_tokens=2048, prefix_reuse=False, device="cuda", cuda_graphs=in_graphs)
         assert isinstance(engine.core.executor.kv, CudaTensor)
@@ -139,12 +146,7 @@ def test_two_ranks_in_graphs_give_the_answers_of_one(checkpoint: Path, monkeypat
     """A GPU each, NCCL between them, inside the graphs and out."""
     fixed = SHORT | {"decoding": "diffusion", "block_length": 5, "refinement_steps": 4, "threshold": None}
     some = list(zip(PROMPTS, [REQUESTS[0], REQUESTS[3], fixed, REQUESTS[1], REQUESTS[4]], strict=False))
-    with monkeypatch.context() as patch:
-        patch.setenv(VARIABLE, "torch")
-        plain = load(checkpoint, kv_tokens=2048, prefix_reuse=False)
-        want = [one.token_ids for one in answer(plain, some)]
-    monkeypatch.setattr(graphs, "TOKENS", TOKENS)
-    monkeypatch.setenv(VARIABLE, "auto")
+    want = on_the_cpu(checkpoint, some, monkeypatch)
     said: list[Kind] = []
     tell = Group.tell
 

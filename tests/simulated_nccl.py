@@ -61,19 +61,18 @@ def _done(options: Any, exchange: Callable[..., Any], *tensors: Tensor) -> None:
     that computes there is nothing to wait for, and NCCL gives none."""
     if options.asyncOp:
         raise RuntimeError("on a stream of its own")
-    inner = []
-    for tensor in tensors:
-        if not isinstance(tensor, CudaTensor):
-            raise RuntimeError(f"No backend type associated with device type cpu: {tensor.shape}")
-        if not tensor.inner.is_contiguous():
-            raise RuntimeError("Tensors must be contiguous")
-        inner.append(tensor.inner)
+    there = [tensor for tensor in tensors if isinstance(tensor, CudaTensor)]
+    if len(there) < len(tensors):
+        raise RuntimeError("No backend type associated with device type cpu")
+    inner = [tensor.inner for tensor in there]
+    if not all(tensor.is_contiguous() for tensor in inner):
+        raise RuntimeError("Tensors must be contiguous")
 
     def run() -> None:
         with torch.inference_mode():
             exchange(*inner)
 
-    recording = tensors[0].gpu.recording  # type: ignore[attr-defined]
+    recording = there[0].gpu.recording
     run()
     if recording is not None:
         recording.append(run)

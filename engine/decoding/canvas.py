@@ -58,8 +58,8 @@ def drafts_end(sequences: Iterable[Sequence], steps: int) -> bool:
     Not for what may end inside its canvas, as diffusion does: then there is no look, or one at less of it.
     """
     return all(
-        _is_certain(sequence)
-        and not sequence.rung.is_diffusion
+        not sequence.rung.is_diffusion
+        and _is_certain(sequence)
         # Looks are judged canvas by canvas, all of them.
         and sequence.rung.audit != "off"
         and steps >= _steps_for_certain(sequence)

@@ -33,7 +33,7 @@ class Canvases(Protocol):
         """Goes on to another one. Returns the tokens of the forward's wanted rows, int64 `[wanted]`, on the device."""
 
 
-C = TypeVar("C", bound=Canvases)
+AnyCanvases = TypeVar("AnyCanvases", bound=Canvases)
 
 
 class DeviceCanvases:
@@ -153,10 +153,10 @@ class DeviceCanvases:
 
 
 @dataclass(slots=True)
-class Drafting(Generic[C]):
+class Drafting(Generic[AnyCanvases]):
     """Canvases through several steps in a row, and what the head is asked about their slots."""
 
-    canvases: C
+    canvases: AnyCanvases
     asked: Asked
 
 

@@ -29,14 +29,15 @@ class Elsewhere:
     """Canvases that rank 0 has."""
 
     def __init__(self, slots: int, device: torch.device) -> None:
-        self._tokens = torch.zeros(slots, dtype=torch.int64, device=device)
+        self._slots = slots
+        self._device = device
 
     def commit(self, choice: Choice) -> None:
         """Rank 0 does."""
 
     def next_step(self) -> Tensor:
-        """Where rank 0's tokens arrive (`TensorParallel.broadcast`)."""
-        return self._tokens
+        """Where rank 0's tokens arrive (`TensorParallel.broadcast`), int64 `[slots]`; what is in it means nothing."""
+        return torch.empty(self._slots, dtype=torch.int64, device=self._device)
 
 
 class Follower:

@@ -1,32 +1,27 @@
-"""The GPU benchmark, rehearsed on a CPU: all of its code but the timing on a device, its floors, its bars."""
+"""The GPU benchmark, rehearsed on a CPU: all of its code but the timing on a device, and its floors."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 
 import benchmarks.gpu.__main__ as command
 from benchmarks.gpu import ceilings, correctness_head, correctness_model, end_to_end, rivals
-from benchmarks.gpu.bars import NOT_MEASURED, judge
+from benchmarks.gpu.bars import NOT_MEASURED
 from benchmarks.gpu.breakdown import summed
 from benchmarks.gpu.floors import Ceilings, attention_flops, forward_floor, row_flops, weight_bytes
 from benchmarks.gpu.head_inputs import random_head, rules, unmask_arguments
 from benchmarks.gpu.paged import Part, paged
-from benchmarks.gpu.section import DeviceLost, Section
+from benchmarks.gpu.section import Section
 from benchmarks.gpu.shapes import MODELS, TINY
 from benchmarks.gpu.tables import table
-from benchmarks.gpu.task import LOST, Task, run_apart, run_here
 from benchmarks.gpu.timing import Call, Clock, copies
 from engine.checkpoint.config import ModelConfig
 from engine.model.linear import Linear
@@ -41,8 +36,8 @@ H200 = Ceilings(bandwidth=4.3e12, rate=790e12)
 """What `performance.md` reckons with."""
 
 
-def section(name: str = "cpu") -> Section:
-    return Section(torch.device(name), tiny=True, ceilings=Ceilings(1e10, 1e11), ends_s=float("inf"))
+def section() -> Section:
+    return Section(torch.device("cpu"), tiny=True, ceilings=Ceilings(1e10, 1e11), ends_s=float("inf"))
 
 
 @pytest.fixture(scope="module")
@@ -209,155 +204,6 @@ def test_constants_are_those_of_performance_1_1(
 def test_floors_are_those_of_performance_1_3(name: str, canvases: int, context: int, milliseconds: float) -> None:
     seconds = forward_floor(MODELS[name], canvases, context, 32).seconds(H200)
     assert seconds * 1e3 == pytest.approx(milliseconds, rel=0.004)
-
-
-def test_a_section_that_raises_is_reported_and_the_rest_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from benchmarks.gpu import forward
-
-    def fails(section: Section) -> None:
-        section.row("before", lambda: {"value": 1})
-        raise RuntimeError("no such device")
-
-    monkeypatch.setattr(ceilings, "run", fails)
-    monkeypatch.setattr(forward, "run", lambda section: section.row("after", lambda: {"value": 2}))
-    file = tmp_path / "gpu.json"
-    arguments = ["--device", "cpu", "--tiny", "--no-apart", "--output", str(file), "--sections", "forward", "ceilings"]
-    assert command.main(arguments) == 1
-    found = json.loads(file.read_text())["sections"]
-    assert list(found) == ["ceilings", "forward"]
-    assert found["ceilings"]["rows"] == [{"name": "before", "value": 1}]
-    (error,) = found["ceilings"]["errors"]
-    assert error["error"] == "RuntimeError: no such device"
-    assert "in fails" in error["traceback"]
-    assert found["forward"]["rows"] == [{"name": "after", "value": 2}]
-    assert "ERROR in ceilings: RuntimeError: no such device" in capsys.readouterr().out
-
-
-def test_a_section_apart_says_what_it_found_and_ends_by_the_clock() -> None:
-    found = run_apart(Task("ceilings", "cpu", True, None, 60))
-    assert [row["name"] for row in found["rows"]] == ["copy", "product"]
-    assert found["errors"] == []
-    ended = run_apart(Task("ceilings", "cpu", True, None, 0.01), grace_s=0)
-    (error,) = ended["errors"]
-    assert error["error"] == "ended by the clock after 0 s"
-
-
-def test_a_section_whose_process_dies_says_how() -> None:
-    (error,) = run_apart(Task("ceilings", "no such device", True, None, 60))["errors"]
-    assert error["error"] == "the section's process ended with status 1"
-    assert "no such device" in error["traceback"]
-
-
-def test_where_the_device_is_lost_another_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A section of which the second row ends CUDA for its process, and in a later one nothing more can be recorded."""
-    made: list[str] = []
-
-    def run(part: Section) -> None:
-        for name in ("one", "two", "three", "four"):
-            part.row(name, partial(row, part, name))
-
-    def row(part: Section, name: str) -> dict[str, Any]:
-        made.append(name)
-        if name == "two":
-            raise RuntimeError("illegal memory access")
-        if name == "three":
-            part.fail("three: graph", ValueError("not recorded"))
-        return {"value": len(name)}
-
-    def released(part: Section) -> None:
-        raise DeviceLost("nothing works any more")
-
-    def process(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        try:
-            run_here(Task.from_json(command[3]), Path(command[4]))
-        except DeviceLost:
-            return subprocess.CompletedProcess(command, LOST)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setitem(sys.modules, "benchmarks.gpu.losing", cast(Any, SimpleNamespace(run=run)))
-    monkeypatch.setattr(Section, "release", released)
-    monkeypatch.setattr("benchmarks.gpu.task.subprocess.run", process)
-    found = run_apart(Task("losing", "cpu", True, None, 60))
-    assert made == ["one", "two", "three", "four"], "each once"
-    assert [row["name"] for row in found["rows"]] == ["one", "three", "four"]
-    assert [error["name"] for error in found["errors"]] == ["two", "three: graph"]
-    assert found["left_out"] == []
-
-
-def test_a_row_that_raises_does_not_stop_the_others_and_time_runs_out(tmp_path: Path) -> None:
-    part = section()
-    part.file = tmp_path / "section.json"
-
-    def fails() -> dict[str, Any]:
-        raise ValueError("wrong shape")
-
-    part.row("one", fails)
-    part.row("two", lambda: {"value": 2})
-    kept = json.loads(part.file.read_text())
-    assert kept["rows"] == [{"name": "two", "value": 2}]
-    assert "ValueError: wrong shape" in kept["errors"][0]["traceback"]
-    part.ends_s = 0
-    part.row("three", lambda: {"value": 3})
-    assert part.rows == [{"name": "two", "value": 2}]
-    assert [error["name"] for error in part.errors] == ["one"]
-    assert part.left_out == [{"name": "three", "reason": "no time left"}]
-
-
-def test_a_wrong_check_is_a_failure_and_a_missed_bar_is_not() -> None:
-    def status(**row: Any) -> bool:
-        return command.succeeded({"one": {"rows": [{"name": "a", **row}], "errors": []}})
-
-    assert status(passed=True)
-    assert status(over_eager=0.1)
-    assert not status(passed=False)
-
-
-def test_bars_are_judged_by_the_rows_they_name() -> None:
-    def one(name: str, **figures: Any) -> dict[str, Any]:
-        return {"rows": [{"name": name, **figures}], "errors": []}
-
-    bars = judge(
-        {
-            "forward": {
-                "rows": [
-                    {"name": "14B, 1 x 512", "of_bandwidth": 0.78},
-                    {"name": "14B narrow, 1 x 512", "of_bandwidth": 0.79},
-                ],
-                "errors": [],
-            },
-            "kernels": one(
-                "head, 32 rows, greedy",
-                over_eager=2.0,
-                over_compiled=1.2,
-                extra_bytes=5,
-                eager_bytes=200,
-                compiled_bytes=100,
-            ),
-            "end_to_end": {
-                "rows": [
-                    {"name": "engine, ar, 32", "tokens_per_s": 1300.0},
-                    {"name": "reference, ar", "tokens_per_s": 100.0},
-                ],
-                "errors": [],
-            },
-        }
-    )
-    judged = {bar["bar"]: (bar["value"], bar["passed"]) for bar in bars}
-    best = judged["14B, one canvas at 512: <= 1.25x its memory floor (the best form: 14B narrow)"]
-    assert best == (pytest.approx(1 / 0.79), False)
-    assert judged["14B, one canvas at 4096: <= 1.25x its memory floor"] == (None, NOT_MEASURED)
-    assert judged["head, 32 rows, greedy: >= 1.3x torch's faster form"] == (1.2, False)
-    assert judged["head, 32 rows, greedy: < 5% of the extra memory of torch's leaner form"] == (0.05, False)
-    assert judged["tokens/s, ar, 32 at once: >= 12.0x the reference loop"] == (13.0, True)
-    assert judged["tokens/s, ar, 1 at once: >= 1.5x the reference loop"] == (None, NOT_MEASURED)
-
-
-def test_a_rival_that_was_not_measured_leaves_its_bar_open() -> None:
-    row = {"name": "head, 32 rows, greedy", "over_eager": 2.0, "over_compiled": None}
-    judged = {bar["bar"]: bar["passed"] for bar in judge({"kernels": {"rows": [row], "errors": []}})}
-    assert judged["head, 32 rows, greedy: >= 1.3x torch's faster form"] == NOT_MEASURED
 
 
 def test_rivals_compute_what_the_kernels_do() -> None:

@@ -101,14 +101,15 @@ class Event:
         self.log.append(("recorded", self.staging.buffer.clone()))
 
 
-def test_nothing_is_written_where_a_copy_may_still_read() -> None:
+def test_nothing_is_written_where_a_copy_may_still_read(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (
         lay_out([Segment([token] * 9, 100, False, True, [0], list(range(1, 15)))], shape(2, 2)) for token in (1, 2)
     )
     staging = Staging(first.forms(torch.bfloat16), pinned=False)
     staging.buffer.zero_()
     buffer = torch.zeros_like(staging.buffer)
-    staging._copied = event = Event(staging)  # type: ignore[assignment]
+    event = Event(staging)
+    monkeypatch.setattr(staging, "_copied", event)
     first.land(staging, buffer)
     second.land(staging, buffer)
     assert [word for word, _ in event.log] == ["waited", "recorded", "waited", "recorded"]
