@@ -246,6 +246,7 @@ def test_products_of_few_rows_equal_float64(
     assert not arrivals.any(), "ready for the next product"
 
 
+@example(seed=218923705, rows=1, inner=1, inputs=136, dtype=torch.float32)
 @settings(max_examples=15)
 @given(
     seed=st.integers(0, 2**31),
@@ -258,7 +259,9 @@ def test_gated_products_equal_float64(seed: int, rows: int, inner: int, inputs: 
     draw = torch.Generator().manual_seed(seed)
     x, weight = (torch.randn(shape, generator=draw).to(dtype) for shape in ((rows, inputs), (2 * inner, inputs)))
     want = double_swiglu(x.double() @ weight.double().T)
-    bound = 2 * BOUND[dtype] * float(want.abs().max() + 1)
+    # What a product is off by, which grows as the root of its terms, is multiplied by the other product.
+    factors = (x.double() @ weight.double().T).abs().max()
+    bound = 2 * BOUND[dtype] * float(want.abs().max() + inputs**0.5 * (factors + 1))
     torch.testing.assert_close(gated_product(x, weight).double(), want, atol=bound, rtol=0)
 
 
